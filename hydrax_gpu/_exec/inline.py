@@ -1,0 +1,45 @@
+"""The loader function on the consumer's own thread, inside `next()`: no worker, no prefetch, breakpoints work."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+
+from hydrax_gpu._exec.chunk import ChunkRunner
+from hydrax_gpu._exec.protocol import Inbox, Result, Task, WorkerReady, WorkSpec
+from hydrax_gpu._mem import Arena
+
+__all__ = ["InlineExecutor"]
+
+
+class InlineExecutor:
+    """One worker, which is whoever calls `run_one`."""
+
+    def __init__(self, spec: WorkSpec, arena: Arena, inbox: Inbox) -> None:
+        self._runner = ChunkRunner(spec.loader, spec.layouts, arena, 0)
+        self._startup = spec.startup
+        self._inbox = inbox
+        self._tasks: deque[Task] = deque()
+
+    @property
+    def count(self) -> int:
+        return 1
+
+    def start(self) -> None:
+        if self._startup is not None:
+            self._startup()
+        self._inbox.post(WorkerReady(0, os.getpid(), 0, False))
+
+    def submit(self, worker: int, task: Task) -> None:
+        self._tasks.append(task)
+
+    def run_one(self) -> bool:
+        if not self._tasks:
+            return False
+        task = self._tasks.popleft()
+        busy, additional, failures = self._runner.run(task)
+        self._inbox.post(Result(0, task.chunk, busy, additional, failures))
+        return True
+
+    def close(self) -> None:
+        self._tasks.clear()

@@ -1,0 +1,151 @@
+"""What an executor is given and what it answers.
+
+An executor owns `count` workers, numbered from 0. The engine submits `Task`s to a worker of its choice and finds
+`WorkerReady`, `Result` and `WorkerLost` in its inbox. An executor decides nothing: which worker, in which order and
+what a failure means is the engine's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from hydrax_gpu._spec import Layout
+
+__all__ = [
+    "Executor",
+    "Failure",
+    "Inbox",
+    "LoaderFunc",
+    "Result",
+    "StartupFunc",
+    "Task",
+    "WorkSpec",
+    "WorkerLost",
+    "WorkerReady",
+]
+
+LoaderFunc: TypeAlias = Callable[[Any, Any, "int | None"], "dict[str, Any] | None"]
+StartupFunc: TypeAlias = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkSpec:
+    """What every worker needs to know once.
+
+    Attributes:
+        loader: the user's function.
+        startup: called once in each worker before its first item.
+        layouts: layout of each group's slots; a task names one by its index.
+        nice: increment of the workers' niceness.
+    """
+
+    loader: LoaderFunc
+    startup: StartupFunc | None
+    layouts: Sequence[Layout]
+    nice: int = 0
+
+
+class Task(NamedTuple):
+    """Rows `row .. row + len(items)` of a slot to fill. Plain and small: it is pickled once and sent to a process."""
+
+    chunk: int
+    slot: int
+    layout: int
+    row: int
+    items: list[Any]
+    seeds: list[int] | None
+
+
+class Failure(NamedTuple):
+    """An item that could not be loaded. `offset` counts from the task's first item."""
+
+    offset: int
+    error: str
+    traceback: str
+    exception: BaseException | None
+
+
+class Result(NamedTuple):
+    """A task is done: all of its items were tried.
+
+    Attributes:
+        busy_ns: time from the first item's beginning to the last one's end, in nanoseconds.
+        additional: for each item what the loader returned, or None when no item returned anything.
+    """
+
+    worker: int
+    chunk: int
+    busy_ns: int
+    additional: list[dict[str, Any] | None] | None
+    failures: tuple[Failure, ...]
+
+
+class WorkerReady(NamedTuple):
+    """A worker has started and takes tasks.
+
+    Attributes:
+        start_ns: nanoseconds from its creation to its being ready.
+        imported_jax: whether the user's loader made it import jax, which costs seconds and memory.
+    """
+
+    worker: int
+    pid: int
+    start_ns: int
+    imported_jax: bool
+
+
+class WorkerLost(NamedTuple):
+    """A worker could not start (`error` says why) or ended by itself (`exitcode`, None when unknown)."""
+
+    worker: int
+    pid: int
+    exitcode: int | None
+    error: str | None
+    traceback: str
+    exception: BaseException | None
+
+
+Message: TypeAlias = Result | WorkerReady | WorkerLost
+
+
+class Inbox(Protocol):
+    """Where an executor puts its messages; the engine's end of it is elsewhere."""
+
+    def post(self, message: Any, /) -> None:
+        """Adds a message; from any thread, without blocking."""
+        ...
+
+    def register(self, fd: int, ready: Callable[[int], None], *, write: bool = False) -> None:
+        """Calls `ready(events)` on the engine's thread whenever `fd` is readable (or writable). Again to change."""
+        ...
+
+    def unregister(self, fd: int) -> None:
+        """Forgets `fd`."""
+        ...
+
+
+class Executor(Protocol):
+    """The engine's view of its workers."""
+
+    @property
+    def count(self) -> int:
+        """Number of workers."""
+        ...
+
+    def start(self) -> None:
+        """Starts all workers; they report by `WorkerReady`."""
+        ...
+
+    def submit(self, worker: int, task: Task) -> None:
+        """Queues a task at a worker; never blocks. Tasks of one worker run in the order of submission."""
+        ...
+
+    def run_one(self) -> bool:
+        """Runs one queued task on the calling thread; False when this executor has workers of its own for that."""
+        ...
+
+    def close(self) -> None:
+        """Ends all workers after the item that each is at, and waits for them. Idempotent."""
+        ...

@@ -1,0 +1,170 @@
+"""The life of a worker process: greet, load the user's function, fill rows until the socket closes.
+
+Start-up time and memory of every worker are decided by what this module imports: NumPy is the largest of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import pickle
+import signal
+import socket
+import sys
+from multiprocessing import spawn
+from types import ModuleType
+from typing import Any, NoReturn
+
+from hydrax_gpu._exec import role
+from hydrax_gpu._exec.chunk import ChunkRunner, describe, format_traceback
+from hydrax_gpu._exec.framing import FrameReader, encode
+from hydrax_gpu._exec.protocol import Failure, Task
+from hydrax_gpu._mem.arena import Arena, ArenaShape
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+_RECEIVE = 1 << 18
+
+
+def main(fd: int, memory: int) -> NoReturn:
+    """Runs the worker on the socket `fd` with the arena in file descriptor `memory`; ends the process."""
+    role.become_worker()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    link = _Link(socket.socket(fileno=fd))
+    index, parent, shape, preparation = link.receive()
+    _die_with(parent)
+    try:
+        _prepare(preparation)
+        arena = Arena.attach(ArenaShape(*shape), memory)
+        loader, startup, layouts, nice = link.receive()
+        if nice:
+            os.nice(nice)
+        if startup is not None:
+            startup()
+    except (Exception, SystemExit) as error:
+        link.send(_sendable(("failed", os.getpid(), describe(error), format_traceback(error), error)))
+        sys.exit(1)
+    runner = ChunkRunner(loader, layouts, arena, index)
+    link.send(encode(("ready", os.getpid(), "jax" in sys.modules)))
+    gc.freeze()  # what was imported stays; keep it out of every later collection
+    while True:
+        task = Task(*link.receive())
+        busy, additional, failures = runner.run(task)
+        if additional is None and not failures:
+            link.send(encode(("done", task.chunk, busy, None, ())))
+        else:
+            link.send(_encode_result(task, busy, additional, failures))
+
+
+class _Link:
+    """The worker's end of the socket. When the other end closes, the process ends."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = FrameReader()
+        self._messages: list[Any] = []
+
+    def receive(self) -> Any:
+        while not self._messages:
+            try:
+                data = self._socket.recv(_RECEIVE)
+            except OSError:
+                data = b""
+            if not data:
+                _leave()
+            self._messages.extend(self._reader.feed(data))
+        return self._messages.pop(0)
+
+    def send(self, data: bytes) -> None:
+        try:
+            self._socket.sendall(data)
+        except OSError:
+            _leave()
+
+
+def _leave() -> NoReturn:
+    # Not sys.exit: there is nothing to clean up, and a library's atexit handler or non-daemon thread must not keep a
+    # worker alive that nobody talks to any more. What the loader printed is not lost.
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                continue
+    os._exit(0)
+
+
+def _die_with(parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the request
+        os._exit(1)
+
+
+def _prepare(preparation: dict[str, Any]) -> None:
+    """Takes over the parent's `sys.argv`, folder and so on; its main module only when a pickle asks for it.
+
+    A loader function in a module of its own thus never makes the worker run the training script's imports, jax among
+    them. Pickle reaches for a name in `__main__` by an attribute look-up on that module, which `_LazyMain` answers.
+    """
+    rest = {key: preparation.pop(key) for key in ("init_main_from_name", "init_main_from_path") if key in preparation}
+    preparation.pop("sys_path", None)
+    spawn.prepare(preparation)
+    if rest:
+        sys.modules["__main__"] = _LazyMain(rest)
+
+
+class _LazyMain(ModuleType):
+    """Stands for the parent's main module until something of it is needed."""
+
+    def __init__(self, how: dict[str, Any]) -> None:
+        super().__init__("__main__")
+        self.__dict__["_how"] = how
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        how = self.__dict__.pop("_how", None)
+        if how is not None:
+            spawn.prepare(how)
+        real = sys.modules["__main__"]
+        if real is self:  # its import is under way, or the parent's main cannot be imported
+            raise AttributeError(f"the main module has no {name!r} that a worker can import")
+        return getattr(real, name)
+
+
+def _encode_result(
+    task: Task, busy: int, additional: list[dict[str, Any] | None] | None, failures: tuple[Failure, ...]
+) -> bytes:
+    try:
+        return _sendable(("done", task.chunk, busy, additional, failures))
+    except Exception:
+        # Some item's additional data cannot be pickled: that item has failed, the others have not.
+        assert additional is not None
+        for offset, value in enumerate(additional):
+            try:
+                pickle.dumps(value, protocol=5)
+            except Exception as error:
+                additional[offset] = None
+                text = f"the additional data that the loader function returned cannot be pickled ({describe(error)})"
+                failures = (*failures, Failure(offset, text, format_traceback(error), None))
+        return _sendable(("done", task.chunk, busy, additional, failures))
+
+
+def _sendable(message: tuple[Any, ...]) -> bytes:
+    """Encodes a message; exceptions in it that do not survive pickling are left out (their text is in it anyway)."""
+    *head, last = message
+    if isinstance(last, BaseException):
+        return encode((*head, _or_none(last)))
+    failures: tuple[Failure, ...] = last
+    return encode((*head, tuple((*failure[:-1], _or_none(failure.exception)) for failure in failures)))
+
+
+def _or_none(error: BaseException | None) -> BaseException | None:
+    try:
+        copy = pickle.loads(pickle.dumps(error, protocol=5))
+    except Exception:
+        return None
+    return error if type(copy) is type(error) else None

@@ -1,0 +1,87 @@
+"""The arena: `depth` equal slots in one mapping, and one page more for the workers' status words."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from hydrax_gpu._mem.mapping import Mapping, attach, create
+
+__all__ = ["Arena", "ArenaShape", "Lease"]
+
+_PAGE = 4096
+
+Lease: TypeAlias = "ctypes.Array[ctypes.c_ubyte]"
+"""A window on a slot's bytes that NumPy takes as a buffer; see `Arena.lease`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaShape:
+    """All that another process needs to attach to an arena."""
+
+    depth: int
+    stride: int
+    workers: int
+
+    @property
+    def size(self) -> int:
+        return self.depth * self.stride + self.status_size
+
+    @property
+    def status_size(self) -> int:
+        return -(-8 * (self.workers + 1) // _PAGE) * _PAGE
+
+
+class Arena:
+    """Memory of all slots.
+
+    The status words, 64-bit integers behind the slots, need no lock: each has one writer. Word 0 is set to 1 by the
+    owner to make workers stop after the item they are at; word 1+w is worker w's progress: the number of items that
+    it has begun.
+    """
+
+    def __init__(self, shape: ArenaShape, mapping: Mapping) -> None:
+        self.shape = shape
+        self.mapping = mapping
+        self._address = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapping.memory))
+        self._lease_type = ctypes.c_ubyte * shape.stride
+        begin = shape.depth * shape.stride
+        self.status: memoryview = mapping.memory[begin : begin + shape.status_size].cast("q")
+
+    @staticmethod
+    def create(depth: int, slot_size: int, *, workers: int, shared: bool) -> Arena:
+        """An arena for `depth` batches of at most `slot_size` bytes.
+
+        Raises:
+            MemoryError: as `create` of the mapping.
+        """
+        shape = ArenaShape(depth, -(-slot_size // _PAGE) * _PAGE, workers)
+        return Arena(shape, create(shape.size, shared=shared))
+
+    @staticmethod
+    def attach(shape: ArenaShape, fd: int) -> Arena:
+        """The same arena in another process, from its file descriptor, which is closed."""
+        return Arena(shape, attach(fd, shape.size))
+
+    def slot(self, slot: int) -> memoryview:
+        """The bytes of a slot."""
+        begin = slot * self.shape.stride
+        return self.mapping.memory[begin : begin + self.shape.stride]
+
+    def lease(self, slot: int, on_release: Callable[[], None]) -> Lease:
+        """The bytes of a slot, with `on_release()` called when the last view of *this* lease is gone.
+
+        NumPy arrays over the lease, DLPack capsules of those and the `jax.Array`s made of them all keep the lease
+        alive, so one weak reference watches them all. `on_release` runs on whichever thread lets go last, possibly
+        inside the garbage collector: it must only append to a queue.
+
+        A lease is a ctypes array and not a memoryview, because NumPy looks through a memoryview and keeps alive only
+        what is behind it.
+        """
+        lease = self._lease_type.from_address(self._address + slot * self.shape.stride)
+        vars(lease)["mapping"] = self.mapping  # the lease is an address; this keeps it mapped
+        weakref.finalize(lease, on_release).atexit = False
+        return lease

@@ -1,0 +1,93 @@
+"""The life of a slot, as a table that only its owner changes.
+
+    FREE → FILLING → FULL → LENT → FREE
+
+A slot holds one batch. Each time round it gets a new *generation*, and whatever speaks of a slot names the generation
+it means: a worker that finishes late, or an array that dies late, speaks of a generation that is over and is ignored.
+"""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = ["SlotState", "SlotTable"]
+
+
+class SlotState(enum.Enum):
+    """Where a slot is in its life."""
+
+    FREE = "free"
+    """Nobody reads or writes it."""
+    FILLING = "filling"
+    """Workers write its rows."""
+    FULL = "full"
+    """All rows are written; it waits for its turn."""
+    LENT = "lent"
+    """JAX arrays or NumPy views of it are out; nobody may write."""
+
+
+class SlotTable:
+    """The state and generation of `depth` slots.
+
+    Free slots are taken last-freed-first: that slot's memory is the likeliest to be in a cache still.
+    """
+
+    __slots__ = ("_free", "_generation", "_state")
+
+    def __init__(self, depth: int) -> None:
+        self._state = [SlotState.FREE] * depth
+        self._generation = [0] * depth
+        self._free = list(range(depth - 1, -1, -1))
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    @property
+    def free_count(self) -> int:
+        return len(self._free)
+
+    def state(self, slot: int) -> SlotState:
+        return self._state[slot]
+
+    def generation(self, slot: int) -> int:
+        return self._generation[slot]
+
+    def is_current(self, slot: int, generation: int) -> bool:
+        return self._generation[slot] == generation
+
+    def take(self) -> tuple[int, int] | None:
+        """FREE → FILLING of some slot; returns it and its new generation, or None when none is free."""
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        self._generation[slot] += 1
+        self._state[slot] = SlotState.FILLING
+        return slot, self._generation[slot]
+
+    def filled(self, slot: int) -> None:
+        """FILLING → FULL."""
+        self._move(slot, SlotState.FILLING, SlotState.FULL)
+
+    def lend(self, slot: int) -> None:
+        """FULL → LENT."""
+        self._move(slot, SlotState.FULL, SlotState.LENT)
+
+    def release(self, slot: int, generation: int) -> bool:
+        """LENT → FREE if `generation` is the current one and it is lent; returns whether it was."""
+        if self._generation[slot] != generation or self._state[slot] is not SlotState.LENT:
+            return False
+        self._state[slot] = SlotState.FREE
+        self._free.append(slot)
+        return True
+
+    def describe(self) -> str:
+        """One line for messages: `slot 0 lent (generation 7), slot 1 filling (generation 8)`."""
+        return ", ".join(
+            f"slot {i} {state.value} (generation {generation})"
+            for i, (state, generation) in enumerate(zip(self._state, self._generation, strict=True))
+        )
+
+    def _move(self, slot: int, before: SlotState, after: SlotState) -> None:
+        if self._state[slot] is not before:
+            raise AssertionError(f"slot {slot} is {self._state[slot].value}, cannot go {before.value} → {after.value}")
+        self._state[slot] = after
