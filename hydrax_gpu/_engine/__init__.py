@@ -1,0 +1,9 @@
+"""The engine: a pure core, the runner that carries out its effects, and the consumer's stream. See README.md."""
+
+from hydrax_gpu._engine.core import Core as Core
+from hydrax_gpu._engine.core import CoreConfig as CoreConfig
+from hydrax_gpu._engine.inbox import EpollInbox as EpollInbox
+from hydrax_gpu._engine.runner import Runner as Runner
+from hydrax_gpu._engine.signals import InterruptGuard as InterruptGuard
+from hydrax_gpu._engine.stream import Stream as Stream
+from hydrax_gpu._engine.stream import positions_after as positions_after

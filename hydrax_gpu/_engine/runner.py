@@ -1,0 +1,251 @@
+"""The engine's hands: feeds the core with messages and carries its effects out.
+
+A runner belongs to one thread at a time: the engine's own thread (`_engine.thread`) or, for the inline executor, the
+consumer inside `next()`. The consumer's side of the outbox is `_engine.stream`.
+"""
+
+from __future__ import annotations
+
+import queue
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from hydrax_gpu._engine.core import Core
+from hydrax_gpu._engine.inbox import EpollInbox
+from hydrax_gpu._engine.messages import (
+    Dispatch,
+    Effect,
+    Fail,
+    Finish,
+    Load,
+    Message,
+    Place,
+    Placed,
+    PlacementFailed,
+    Released,
+    Stop,
+    Taken,
+)
+from hydrax_gpu._exec import Executor, Failure, Result, Task, WorkerReady
+from hydrax_gpu._exec.chunk import describe, format_traceback
+from hydrax_gpu._plan import BatchPlan
+
+__all__ = ["END", "Delivery", "Entry", "Failed", "Placer", "Runner"]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A batch in the outbox, with its position in the stream."""
+
+    position: int
+    batch: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last entry of an outbox whose loader has failed."""
+
+    error: Exception
+
+
+class _End:
+    """The last entry of an outbox whose stream has ended, and what wakes a waiting consumer."""
+
+
+END = _End()
+Entry: TypeAlias = Delivery | Failed | _End
+
+
+class Lent(NamedTuple):
+    """Weak references to a batch that shares a slot's memory, and to its arrays."""
+
+    batch: weakref.ref[Any]
+    arrays: dict[str, weakref.ref[Any]]
+
+
+class Placer(Protocol):
+    """Makes arrays of a slot; see `_place.placer`."""
+
+    @property
+    def deferred(self) -> bool:
+        """Whether JAX may hold a slot's memory back until its next call, so that a starved loader must make one."""
+        ...
+
+    def place(
+        self,
+        slot: int,
+        layout: int,
+        plan: BatchPlan,
+        additional: Sequence[Mapping[str, Any] | None] | None,
+        on_release: Callable[[], None],
+    ) -> tuple[Mapping[str, Any], bool]:
+        """Returns the arrays by name and whether they (or others' views) share the slot's memory."""
+        ...
+
+    def collect(self) -> None:
+        """Makes JAX let go of what it holds back."""
+        ...
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the runner counts for the report; read by other threads, each number by itself."""
+
+    chunks: int = 0
+    busy_ns: int = 0
+
+
+class Runner:
+    """Drives a core.
+
+    Args:
+        core: the engine's state.
+        executor: where tasks go.
+        placer: makes the arrays.
+        inbox: where messages come from.
+        data: for each layout index (training groups first, then validation groups) the sequence of descriptors.
+        training_groups: how many of those are training groups.
+        make_batch: builds the public `Batch` of a plan, its arrays and its items' additional data.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        executor: Executor,
+        placer: Placer,
+        inbox: EpollInbox,
+        *,
+        data: Sequence[Sequence[Any]],
+        training_groups: int,
+        make_batch: Callable[[BatchPlan, Mapping[str, Any], Sequence[Mapping[str, Any] | None] | None], Any],
+    ) -> None:
+        self.core = core
+        self.executor = executor
+        self.inbox = inbox
+        self.outbox: queue.SimpleQueue[Entry] = queue.SimpleQueue()
+        self.counters = Counters()
+        self.workers: list[WorkerReady] = []
+        self.taken = 0  # batches the consumer took out; written by the consumer alone
+        self.wants_taken = False  # whether the consumer should wake us when it takes one
+        self.lent: dict[int, Lent] = {}  # slot → what was made of it last, alive or not
+        self._placer = placer
+        self._data = data
+        self._training_groups = training_groups
+        self._make_batch = make_batch
+        self._seen_taken = 0
+        self._messages: deque[Message] = deque()
+
+    def handle(self, message: Message) -> None:
+        """Steps the core with a message, and with whatever its effects lead to at once."""
+        messages = self._messages
+        messages.append(message)
+        while messages:
+            current = messages.popleft()
+            if type(current) is Result:
+                self._count(current)
+            elif type(current) is WorkerReady:
+                self.workers.append(current)
+            for effect in self.core.step(current):
+                self._carry_out(effect)
+
+    def pump(self, timeout: float | None) -> bool:
+        """Waits for messages up to `timeout` seconds and handles them; returns whether there were any."""
+        self._sync_taken()
+        if self.core.starved and self._placer.deferred:
+            # JAX drops its references to NumPy memory only when something calls into it, and a consumer that waits
+            # in next() never will. So we do, ever less often.
+            self._placer.collect()
+            timeout = 0.01 if timeout is None else min(timeout, 0.01)
+        messages = self.inbox.wait(timeout, self._may_sleep)
+        self.wants_taken = False
+        for message in messages:
+            self.handle(message)
+        return bool(messages)
+
+    def close(self) -> None:
+        """Ends the workers and forgets batches that nobody took. The core is told to stop first."""
+        self.handle(Stop())
+        self.executor.close()
+        self.inbox.close()
+
+    def _may_sleep(self) -> bool:
+        if self.core.waits_for_consumer:
+            self.wants_taken = True
+            return self.taken == self._seen_taken
+        return True
+
+    def _sync_taken(self) -> None:
+        taken = self.taken
+        if taken != self._seen_taken:
+            count, self._seen_taken = taken - self._seen_taken, taken
+            self.handle(Taken(count))
+
+    def _count(self, result: Result) -> None:
+        self.counters.chunks += 1
+        self.counters.busy_ns += result.busy_ns
+
+    # Effects.
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Dispatch():
+                self._dispatch(effect)
+            case Place(load):
+                self._place(load)
+            case Fail(error):
+                self.outbox.put(Failed(error))
+            case Finish():
+                self.outbox.put(END)
+
+    def _layout(self, plan: BatchPlan) -> int:
+        return plan.group + self._training_groups if plan.validation else plan.group
+
+    def _dispatch(self, effect: Dispatch) -> None:
+        plan, begin, end = effect.load.plan, effect.begin, effect.end
+        layout = self._layout(plan)
+        data = self._data[layout]
+        seeds = None if plan.seeds is None else plan.seeds[begin:end]
+        try:
+            items = list(map(data.__getitem__, plan.indices[begin:end]))
+            task = Task(effect.chunk, effect.load.slot, layout, begin, items, seeds)
+            self.executor.submit(effect.worker, task)
+        except Exception as error:
+            # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
+            failures = _failures(data, plan.indices[begin:end], error)
+            self._messages.append(Result(effect.worker, effect.chunk, 0, None, failures))
+
+    def _place(self, load: Load) -> None:
+        plan, slot, generation = load.plan, load.slot, load.generation
+        try:
+            arrays, lent = self._placer.place(
+                slot,
+                self._layout(plan),
+                plan,
+                load.additional,
+                partial(self.inbox.post, Released(slot, generation)),
+            )
+            batch = self._make_batch(plan, arrays, load.additional)
+        except Exception as error:
+            self._messages.append(PlacementFailed(slot, generation, error))
+            return
+        if lent:
+            self.lent[slot] = Lent(weakref.ref(batch), {name: weakref.ref(array) for name, array in arrays.items()})
+        self.outbox.put(Delivery(plan.position, batch))
+        self._messages.append(Placed(slot, generation, lent))
+
+
+def _failures(data: Sequence[Any], indices: Sequence[int], error: Exception) -> tuple[Failure, ...]:
+    failures: list[Failure] = []
+    for offset, index in enumerate(indices):
+        try:
+            data[index]
+        except Exception as own:
+            failures.append(Failure(offset, f"{describe(own)} (from its descriptor)", format_traceback(own), own))
+    if not failures:
+        text = f"{describe(error)} (its descriptor could not be sent to a worker)"
+        failures.append(Failure(0, text, format_traceback(error), error))
+    return tuple(failures)

@@ -1,0 +1,318 @@
+"""`Batch` and its two kinds. Batches are made by a `Dataloader` only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast, final, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from hydrax_gpu._plan import BatchPlan
+from hydrax_gpu._spec import LayoutTuple
+from hydrax_gpu.group import DataGroup
+
+if TYPE_CHECKING:
+    import jax
+
+__all__ = ["Batch", "TrainingBatch", "ValidationBatch"]
+
+D = TypeVar("D")
+
+_Additional = Sequence[Mapping[str, Any] | None]
+
+
+class Batch(Generic[D]):
+    """A batch of data. It is a `TrainingBatch` or a `ValidationBatch`, and only a `Dataloader` makes one.
+
+    While a batch of a loader with `delivery="alias"` (or one of its arrays, views of them, or a running computation
+    that reads them) exists, it holds one of the loader's `depth` slots. Drop it, with `del batch` at the end of the
+    loop's body, before asking for the next: when all slots are held, the loader has to wait.
+    """
+
+    __slots__ = ("__weakref__", "_additional", "_arrays", "_columns", "_group", "_plan")
+
+    _group: DataGroup[D]
+    _plan: BatchPlan
+    _arrays: MappingProxyType[str, jax.Array]
+    _additional: _Additional | None
+    _columns: MappingProxyType[str, Sequence[Any]] | None
+
+    def __init__(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} cannot be constructed: batches come from iterating over a Dataloader")
+
+    def __repr__(self) -> str:
+        arrays = ", ".join(f"{name}: {array.dtype}{list(array.shape)}" for name, array in self._arrays.items())
+        return f"<{type(self).__name__} {self._plan.number} of epoch {self._plan.epoch}: {arrays}>"
+
+    @property
+    def group(self) -> DataGroup[D]:
+        """The group that this batch was loaded from."""
+        return self._group
+
+    @property
+    def group_index(self) -> int:
+        """The index of this batch within its group."""
+        return self._plan.group_batch
+
+    @property
+    def arrays(self) -> MappingProxyType[str, jax.Array]:
+        """The arrays by name, with the batch dimension first. Shapes and dtypes are those of `layouts`.
+
+        With `remainder="short"` the last batch of an epoch has fewer rows than the layout says.
+        """
+        return self._arrays
+
+    @property
+    def layouts(self) -> MappingProxyType[str, LayoutTuple]:
+        """For each array `(shape, NumPy dtype, JAX dtype, offset in bytes, number of elements)`."""
+        return self._group.loader_layouts
+
+    @property
+    def uncached(self) -> bool:
+        """True: the batch has the layout that the loader function fills."""
+        return True
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """For each row the index of its item in `group`."""
+        return self._plan.indices
+
+    @property
+    def data(self) -> Sequence[D]:
+        """For each row the descriptor of its item."""
+        return _Descriptors(self._group, self._plan.indices)
+
+    @property
+    def valid(self) -> npt.NDArray[np.bool_]:
+        """For each row whether it is an item of its own, shape `(rows,)`.
+
+        All true, but in a last batch that `remainder="pad"` filled up by repeating rows.
+        """
+        return np.arange(self._plan.rows) < self._plan.valid
+
+    @property
+    def additional(self) -> MappingProxyType[str, Sequence[Any]]:
+        """What the loader function returned: for each key one value a row, None where an item had no such key."""
+        if self._columns is None:
+            self._columns = MappingProxyType(columns(self._additional, self._plan.rows))
+        return self._columns
+
+    @property
+    def is_training(self) -> bool:
+        """Whether this is a `TrainingBatch`."""
+        return not self._plan.validation
+
+    @property
+    def is_validation(self) -> bool:
+        """Whether this is a `ValidationBatch`."""
+        return self._plan.validation
+
+    def get_array(self, name: str) -> jax.Array:
+        """The array called `name`.
+
+        Raises:
+            KeyError: no such array was declared; the message lists those that were.
+        """
+        try:
+            return self._arrays[name]
+        except KeyError:
+            raise KeyError(f"no array {name!r}; the group declares {', '.join(self._arrays)}") from None
+
+    def get_data(self, index: int) -> D:
+        """The descriptor of the item in row `index`; negative counts from the end.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        return self.data[index]
+
+    def get_additional(self, key: str, index: int | None = None, *, default: Any = None) -> Any:
+        """What the loader function returned under `key`.
+
+        Args:
+            key: a key of the dict that the loader function returned.
+            index: a row, or None for a list with one value a row.
+            default: in place of what an item did not return.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        rows = self._plan.rows
+        values = self.additional.get(key)
+        if index is None:
+            if values is None:
+                return [default] * rows
+            return [default if value is None else value for value in values]
+        if not -rows <= index < rows:
+            raise IndexError(f"index {index} is out of range for a batch of {rows} rows")
+        value = None if values is None else values[index]
+        return default if value is None else value
+
+    def cache(
+        self,
+        arrays: dict[str, jax.Array],
+        additional: dict[str, list[object]] | None = None,
+        *,
+        persist: bool = True,
+    ) -> None:
+        """Stores transformed arrays in the group's cache.
+
+        Raises:
+            RuntimeError: always: the group of this batch has no cache.
+        """
+        raise RuntimeError("the DataGroup of this batch declares no cache, so there is nowhere to cache its arrays")
+
+
+@final
+class TrainingBatch(Batch[D]):
+    """A batch of one of the training groups."""
+
+    __slots__ = ()
+
+    @property
+    def is_training(self) -> Literal[True]:
+        """True."""
+        return True
+
+    @property
+    def is_validation(self) -> Literal[False]:
+        """False."""
+        return False
+
+    @property
+    def epoch(self) -> int:
+        """The training epoch, from 0."""
+        return self._plan.epoch
+
+    @property
+    def epoch_batch(self) -> int:
+        """The index of this batch in its epoch."""
+        return self._plan.epoch_batch
+
+    @property
+    def batch_num(self) -> int:
+        """The index of this batch among all training batches of all epochs."""
+        return self._plan.number
+
+    @property
+    def seed(self) -> int:
+        """A seed for what is random about the batch as a whole; 63 bits, a pure function of group seed and position."""
+        return self._plan.seed
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """For each row the seed that the loader function was called with; a pure function of (seed, epoch, item)."""
+        assert self._plan.seeds is not None
+        return self._plan.seeds
+
+
+@final
+class ValidationBatch(Batch[D]):
+    """A batch of one of the validation groups.
+
+    Its numbers count what this loader has handed out: they begin at zero also when the loader was started in the middle
+    of the data by `start_at`.
+    """
+
+    __slots__ = ("_first",)
+
+    _first: tuple[int, int]
+
+    @property
+    def is_training(self) -> Literal[False]:
+        """False."""
+        return False
+
+    @property
+    def is_validation(self) -> Literal[True]:
+        """True."""
+        return True
+
+    @property
+    def validation_epoch(self) -> int:
+        """The validation pass, from 0."""
+        return self._plan.epoch - self._first[0]
+
+    @property
+    def validation_epoch_batch(self) -> int:
+        """The index of this batch in its validation pass."""
+        return self._plan.epoch_batch
+
+    @property
+    def validation_batch_num(self) -> int:
+        """The index of this batch among all validation batches."""
+        return self._plan.number - self._first[1]
+
+
+class _Descriptors(Sequence[D]):
+    """The descriptors of a batch's rows, looked up when asked for."""
+
+    __slots__ = ("_group", "_indices")
+
+    def __init__(self, group: DataGroup[D], indices: Sequence[int]) -> None:
+        self._group = group
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> D: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[D]: ...
+    def __getitem__(self, index: int | slice) -> D | Sequence[D]:
+        if isinstance(index, slice):
+            return [self._group[i] for i in self._indices[index]]
+        try:
+            item = self._indices[index]
+        except IndexError:
+            raise IndexError(f"index {index} is out of range for a batch of {len(self)} rows") from None
+        return self._group[item]
+
+    def __iter__(self) -> Iterator[D]:
+        return (self._group[i] for i in self._indices)
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+
+def columns(additional: _Additional | None, rows: int) -> dict[str, list[Any]]:
+    """Per-item dicts → one list a key, None where an item had none; repeated like the rows of a padded batch."""
+    if additional is None:
+        return {}
+    keys = dict.fromkeys(key for item in additional if item for key in item)
+    items = [additional[row % len(additional)] or {} for row in range(rows)]
+    return {key: [item.get(key) for item in items] for key in keys}
+
+
+def make_batch(
+    group: DataGroup[D],
+    plan: BatchPlan,
+    arrays: Mapping[str, jax.Array],
+    additional: _Additional | None,
+    first_validation: tuple[int, int],
+) -> TrainingBatch[D] | ValidationBatch[D]:
+    """Builds a batch; for the `Dataloader`.
+
+    Args:
+        first_validation: validation passes and batches that lie before the start of the run.
+    """
+    batch: TrainingBatch[D] | ValidationBatch[D]
+    if plan.validation:
+        batch = cast("ValidationBatch[D]", object.__new__(ValidationBatch))
+        batch._first = first_validation  # pyright: ignore[reportPrivateUsage]
+    else:
+        batch = cast("TrainingBatch[D]", object.__new__(TrainingBatch))
+    batch._group = group  # pyright: ignore[reportPrivateUsage]
+    batch._plan = plan  # pyright: ignore[reportPrivateUsage]
+    batch._arrays = arrays if isinstance(arrays, MappingProxyType) else MappingProxyType(dict(arrays))  # pyright: ignore[reportPrivateUsage]
+    batch._additional = additional  # pyright: ignore[reportPrivateUsage]
+    batch._columns = None  # pyright: ignore[reportPrivateUsage]
+    return batch
+
+
+def plan_of_batch(batch: Batch[Any]) -> BatchPlan:
+    """What a batch was planned to hold."""
+    return batch._plan  # pyright: ignore[reportPrivateUsage]

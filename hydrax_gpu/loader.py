@@ -1,0 +1,489 @@
+"""`Dataloader`: the public face of the engine."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, cast, final
+
+import numpy.typing as npt
+
+from hydrax_gpu import _place
+from hydrax_gpu._arguments import at_least, choice
+from hydrax_gpu._engine import Core, CoreConfig, EpollInbox, InterruptGuard, Runner, Stream, positions_after
+from hydrax_gpu._exec import InlineExecutor, ProcessExecutor, ThreadExecutor, WorkSpec
+from hydrax_gpu._exec.role import is_worker
+from hydrax_gpu._mem import Arena
+from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, from_state, to_state
+from hydrax_gpu._spec import LayoutTuple
+from hydrax_gpu.batch import Batch, columns, make_batch, plan_of_batch
+from hydrax_gpu.group import DataGroup, data_of, groups_of, layout_of, plan_of
+from hydrax_gpu.report import Progress, Report, WorkerInfo
+
+if TYPE_CHECKING:
+    import jax
+
+__all__ = ["Dataloader", "Delivery", "ExecutorName", "State"]
+
+_log = logging.getLogger("hydrax_gpu")
+
+D = TypeVar("D")
+
+ItemArrays: TypeAlias = MappingProxyType[str, npt.NDArray[Any]]
+LoaderFunc: TypeAlias = Callable[[D, ItemArrays, "int | None"], "dict[str, Any] | None"]
+Groups: TypeAlias = DataGroup[D] | Iterable[DataGroup[D]]
+ExecutorName: TypeAlias = Literal["process", "thread", "inline"]
+Delivery: TypeAlias = Literal["auto", "alias", "copy"]
+Unit: TypeAlias = Literal["batch", "epoch"]
+State: TypeAlias = dict[str, Any]
+
+_EXECUTORS: tuple[ExecutorName, ...] = ("process", "thread", "inline")
+_DELIVERIES: tuple[Delivery, ...] = ("auto", "alias", "copy")
+
+
+@final
+class Dataloader(Generic[D]):
+    """Loads batches of the groups' data by worker processes, straight into the memory that JAX reads.
+
+    Use it in a `with` block and iterate over it, once:
+
+        with Dataloader(load, DataGroup(64, paths, loader_arrays=arrays), loader_count=4) as loader:
+            for batch in loader:
+                step(batch.arrays)
+                del batch
+
+    Which items a batch holds, and the seed of each, is a pure function of the groups' seeds and the batch's number: the
+    same for every `loader_count`, `depth`, executor and machine.
+
+    Args:
+        loader_func: `loader_func(data, arrays, seed)` loads one item: `data` is its descriptor, `arrays` a mapping of
+            writable NumPy views by name to be filled completely (they hold an earlier item's values), `seed` an integer
+            of 63 bits, or None for validation. Returns a dict of additional data, or None. With the process executor it
+            must be picklable: a function of a module, or an instance of a class with `__call__`. It must not keep
+            references to the arrays.
+        training: one group or several. One pass over all of them is an epoch.
+        validation: `("batch" | "epoch", interval, groups)`: after every so many training batches or epochs, a pass over
+            these groups follows, without shuffling or seeds.
+        depth: how many batches can exist at a time: being filled, waiting, or held by the consumer. With
+            `delivery="alias"` a batch counts until nothing refers to its arrays any more.
+        loader_count: number of workers.
+        loader_nice: increment of the worker processes' niceness.
+        cacher_count: for compatibility; there is no cache that it could apply to.
+        start_at: `(epoch, batch)` to begin at, where the batches may be more than an epoch has; or what `state()`
+            returned, to go on exactly there.
+        end_at: `("batch" | "epoch", n)`: stop before training batch or epoch `n`, counted from the very beginning.
+            A validation pass that is due after the last batch is still run. None: never.
+        interleave_groups: whether batches of several groups without weights alternate within an epoch (the one that is
+            behind the most goes first) or the groups follow each other.
+        deterministic: whether batches come in order; otherwise as they get ready.
+        timeout_sec: raise `BatchTimeoutError` when `next()` has waited that long; 0 or less waits for ever.
+        startup_func: called once in each worker before it loads.
+        placement_func: `placement_func(arrays, layouts, additional, group)` makes the `jax.Array`s of a batch out of
+            its NumPy arrays, in place of the default placement on the default device. It returns a dict with the same
+            names. It runs on the engine's thread. The memory is not reused before all references to it are gone.
+        executor: `"process"`, `"thread"` (for loader functions that release the GIL), or `"inline"` (in `next()`, with
+            no worker and no prefetch: for debugging, and for loader functions below some 2 µs an item).
+        delivery: `"alias"` shares the slot's memory with JAX: nothing is copied, and a batch that is kept holds one of
+            `depth` slots. `"copy"` gives arrays that may be kept for ever. `"auto"` copies batches of up to 512 KiB,
+            which is cheaper there, and shares larger ones: treat its batches as shared.
+
+    Raises:
+        ValueError, TypeError: an argument is not valid; the message says what was wanted.
+        StateMismatch: `start_at` is a state of another order.
+        RuntimeError: constructed in a worker process.
+    """
+
+    def __init__(
+        self,
+        loader_func: LoaderFunc[D],
+        training: Groups[D],
+        *,
+        validation: tuple[Unit, int, Groups[D]] | None = None,
+        depth: int = 3,
+        loader_count: int = 1,
+        loader_nice: int = 0,
+        cacher_count: int = 1,
+        start_at: tuple[int, int] | Mapping[str, Any] = (0, 0),
+        end_at: tuple[Unit, int] | None = None,
+        interleave_groups: bool = True,
+        deterministic: bool = True,
+        timeout_sec: float = 60,
+        startup_func: Callable[[], object] | None = None,
+        placement_func: Callable[
+            [ItemArrays, MappingProxyType[str, LayoutTuple], MappingProxyType[str, Sequence[Any]], DataGroup[D]],
+            Mapping[str, jax.Array],
+        ]
+        | None = None,
+        executor: ExecutorName = "process",
+        delivery: Delivery = "auto",
+    ) -> None:
+        if is_worker():
+            raise RuntimeError(
+                "a Dataloader was constructed in a worker process: the worker imports the script that was run, because "
+                "the loader function is defined there. Put the script's own code under "
+                "`if __name__ == '__main__':`, or the loader function into a module of its own."
+            )
+        choice("executor", executor, _EXECUTORS)
+        choice("delivery", delivery, _DELIVERIES)
+        for name, function in (("loader_func", loader_func), ("startup_func", startup_func)):
+            if not callable(function) and not (function is None and name != "loader_func"):
+                raise TypeError(f"{name}: got {function!r}, wanted a callable")
+        self._loader_func = loader_func
+        self._startup_func = startup_func
+        self._placement_func = placement_func
+        self._executor_name: ExecutorName = executor
+        self._delivery: Delivery = delivery
+        self._depth = at_least("depth", depth, 1)
+        self._count = at_least("loader_count", loader_count, 1)
+        self._nice = at_least("loader_nice", loader_nice, 0)
+        at_least("cacher_count", cacher_count, 0)
+        self._timeout = float(timeout_sec) if timeout_sec > 0 else None
+        self._deterministic = bool(deterministic)
+
+        self._training = groups_of("training", training)
+        self._validation: tuple[DataGroup[D], ...] = ()
+        plan_validation: ValidationPlan | None = None
+        if validation is not None:
+            mode, interval, groups = _triple(validation)
+            self._validation = groups_of("validation", groups)
+            plan_validation = ValidationPlan(mode, interval, tuple(plan_of(g) for g in self._validation))
+        self._plan = Plan(
+            [plan_of(group) for group in self._training],
+            validation=plan_validation,
+            interleave=bool(interleave_groups),
+            end=_end(end_at),
+        )
+        self._position, ahead = self._begin(start_at)
+        self._ahead = set(ahead)
+        self._first_step = self._plan.step_of_position(self._position)[0]
+        self._progress = Progress([plan_of(group) for group in self._training])
+        self._stream: Stream | None = None
+        self._runner: Runner | None = None
+        self._guard: InterruptGuard | None = None
+        self._arena: Arena | None = None
+        self._placer: _place.Placer | None = None
+        self._entered_ns = 0
+        self._left_ns = 0
+        self._idle_seen_ns = 0
+
+    # Running.
+
+    def __enter__(self) -> Dataloader[D]:
+        """Starts the workers. A loader runs once.
+
+        Raises:
+            RuntimeError: it was entered before.
+            TypeError: the loader function cannot be sent to worker processes.
+            MemoryError: there is not enough memory for `depth` batches.
+        """
+        if self._entered_ns:
+            raise RuntimeError(
+                "a Dataloader can be entered once. To go on after its `with` block, make another one with "
+                "start_at=loader.state()."
+            )
+        self._entered_ns = time.perf_counter_ns()
+        self._note_dropped()
+        stream = self._stream = self._build()
+        _running.add(self)
+        try:
+            stream.start()
+            self._guard = InterruptGuard(stream)
+            self._guard.install()
+            _place.prepare()  # while the workers start
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stops the workers and gives back all that the loader holds. Batches that the user kept stay valid."""
+        self._close()
+
+    def __iter__(self) -> Iterator[Batch[D]]:
+        """The loader itself: it is an iterator."""
+        return self
+
+    def __next__(self) -> Batch[D]:
+        """The next batch.
+
+        Raises:
+            StopIteration: the end was reached, or the loader was interrupted.
+            LoaderError: the loader function raised for an item of this batch.
+            WorkerDied: a worker process has ended.
+            WorkerStartError: a worker could not start.
+            PlacementError: `placement_func` raised or returned something unfit.
+            BatchTimeoutError: no batch came within `timeout_sec`.
+            KeyboardInterrupt: Ctrl-C was pressed a second time.
+            RuntimeError: outside the loader's `with` block.
+        """
+        stream = self._stream
+        if stream is None or self._left_ns:
+            self._not_running()
+        delivery = stream.next()
+        if delivery is None:
+            raise StopIteration
+        batch: Batch[D] = delivery.batch
+        self._position = positions_after(self._position, self._ahead, delivery.position)
+        self._progress.handed(plan_of_batch(batch), stream.wait_ns)
+        return batch
+
+    def interrupt(self) -> None:
+        """Makes the iteration end before the next batch. From any thread."""
+        if self._stream is None or self._left_ns:
+            self._not_running()
+        self._stream.interrupt()
+
+    def _not_running(self) -> NoReturn:
+        state = "its `with` block was left" if self._left_ns else "it was not entered with a `with` block"
+        raise RuntimeError(f"the Dataloader is not running: {state}. Use `with loader:` around the loop.")
+
+    def _build(self) -> Stream:
+        groups = (*self._training, *self._validation)
+        layouts = [layout_of(group) for group in groups]
+        spec = WorkSpec(self._loader_func, self._startup_func, layouts, self._nice)
+        workers = 1 if self._executor_name == "inline" else self._count
+        inbox = EpollInbox()
+        arena = self._arena = Arena.create(
+            self._depth,
+            max(layout.nbytes for layout in layouts),
+            workers=workers,
+            shared=self._executor_name == "process",
+        )
+        match self._executor_name:
+            case "process":
+                executor = ProcessExecutor(spec, arena, inbox, workers)
+            case "thread":
+                executor = ThreadExecutor(spec, arena, inbox, workers)
+            case "inline":
+                executor = InlineExecutor(spec, arena, inbox)
+        core = Core(
+            CoreConfig(
+                plan=self._plan.at,
+                begin=self._position,
+                end=self._plan.end_position,
+                skip=frozenset(self._ahead),
+                depth=self._depth,
+                workers=workers,
+                ordered=self._deterministic,
+                whole_batches=self._executor_name == "inline",
+            )
+        )
+        self._placer = _place.Placer(arena, layouts, self._delivery, self._user_placement(groups))
+        first = self._first_validation()
+
+        def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any) -> Batch[D]:
+            group = (self_validation if plan.validation else self_training)[plan.group]
+            return make_batch(group, plan, arrays, additional, first)
+
+        # Not `self`: the engine must not keep the loader alive.
+        self_training, self_validation = self._training, self._validation
+        self._runner = Runner(
+            core,
+            executor,
+            self._placer,
+            inbox,
+            data=[data_of(group) for group in groups],
+            training_groups=len(self._training),
+            make_batch=build_batch,
+        )
+        return Stream(self._runner, threaded=self._executor_name != "inline", timeout=self._timeout)
+
+    def _user_placement(self, groups: tuple[DataGroup[D], ...]) -> _place.PlacementFunc | None:
+        function = self._placement_func
+        if function is None:
+            return None
+
+        def place(arrays: Mapping[str, npt.NDArray[Any]], layout: int, additional: Any) -> Mapping[str, Any]:
+            group = groups[layout]
+            rows = len(next(iter(arrays.values())))
+            extra = MappingProxyType(columns(additional, rows))
+            return function(cast("ItemArrays", arrays), group.loader_layouts, extra, group)
+
+        return place
+
+    def _first_validation(self) -> tuple[int, int]:
+        """Validation passes and batches before the start; a pass that is resumed in its middle counts as the first."""
+        _, done = self._plan.step_of_position(self._position)
+        per_pass = self._plan.batches_per_validation
+        if not per_pass:
+            return 0, 0
+        passes = (self._position - self._first_step - (done or 0)) // per_pass
+        return passes, passes * per_pass
+
+    def _close(self) -> None:
+        if self._left_ns or not self._entered_ns:
+            return
+        self._left_ns = time.perf_counter_ns()
+        try:
+            if self._stream is not None:
+                self._stream.close()
+        finally:
+            if self._guard is not None:
+                self._guard.remove()
+            _running.discard(self)
+
+    # Where it is.
+
+    def state(self) -> State:
+        """What is needed to go on after the last batch that was handed out: a small dict for `json.dump`.
+
+        Give it as `start_at` to another loader over the same data. It names what determines the order, and resuming
+        with something else raises `StateMismatch`. Batches that were loaded ahead and not handed out do not count.
+        """
+        return to_state(self._plan, self._position, frozenset(self._ahead))
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Training batches in an epoch."""
+        return self._plan.batches_per_epoch
+
+    @property
+    def batches_per_validation(self) -> int:
+        """Batches in a validation pass; 0 without validation."""
+        return self._plan.batches_per_validation
+
+    @property
+    def first_batch(self) -> int:
+        """Number of the first training batch, set by `start_at`."""
+        return self._first_step
+
+    @property
+    def last_batch(self) -> int | None:
+        """Number of the training batch to stop before, set by `end_at`; None when there is no end."""
+        return self._plan.end_step
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether batches come in order."""
+        return self._deterministic
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the iteration was ended by `interrupt()` or Ctrl-C."""
+        return self._stream is not None and self._stream.interrupted
+
+    def idle_usec(self) -> int:
+        """Microseconds that `next()` has spent waiting for batches since this was last called."""
+        if self._stream is None:
+            return 0
+        now = self._stream.wait_ns
+        idle, self._idle_seen_ns = now - self._idle_seen_ns, now
+        return idle // 1000
+
+    def report(self) -> Report:
+        """What the loader has done so far; also after its `with` block."""
+        stream, runner, arena, progress = self._stream, self._runner, self._arena, self._progress
+        end = self._left_ns or time.perf_counter_ns()
+        workers = tuple(runner.workers) if runner is not None else ()
+        return Report(
+            training_batches=progress.training_batches,
+            validation_batches=progress.validation_batches,
+            items=progress.items,
+            padded_rows=progress.padded_rows,
+            dropped_items=progress.dropped_items(),
+            seconds=(end - self._entered_ns) / 1e9 if self._entered_ns else 0.0,
+            first_batch_seconds=(
+                (progress.first_batch_ns - self._entered_ns) / 1e9 if progress.first_batch_ns else None
+            ),
+            first_wait_seconds=progress.first_wait_ns / 1e9,
+            wait_seconds=stream.wait_ns / 1e9 if stream is not None else 0.0,
+            waits=stream.waits if stream is not None else 0,
+            busy_seconds=runner.counters.busy_ns / 1e9 if runner is not None else 0.0,
+            executor=self._executor_name,
+            workers=tuple(WorkerInfo(w.pid, w.start_ns / 1e9, w.imported_jax) for w in workers),
+            depth=self._depth,
+            delivery=tuple(self._placer.ways) if self._placer is not None else (),
+            memory_bytes=arena.mapping.size if arena is not None else 0,
+            huge_pages=arena.mapping.huge if arena is not None else False,
+            notes=self._notes(),
+        )
+
+    def held(self) -> list[tuple[int, str, Any]]:
+        """`(slot, what, object)` for each batch, or array of a dropped batch, that holds one of the slots."""
+        held: list[tuple[int, str, Any]] = []
+        for slot, lent in list(self._runner.lent.items()) if self._runner is not None else ():
+            batch = lent.batch()
+            if batch is not None:
+                held.append((slot, repr(batch), batch))
+                continue
+            for name, reference in lent.arrays.items():
+                array = reference()
+                if array is not None:
+                    held.append((slot, f"array {name!r} of a batch that is gone", array))
+        return held
+
+    def _notes(self) -> tuple[str, ...]:
+        notes: list[str] = []
+        runner = self._runner
+        if runner is not None and any(worker.imported_jax for worker in runner.workers):
+            notes.append(
+                "the workers import jax, because the module of the loader function does: in a module without it they "
+                "start faster and need less memory"
+            )
+        for ratio in self._plan.ratios or ():
+            notes.append(f"a training group supplies exactly {ratio} of the batches")
+        return tuple(notes)
+
+    def _note_dropped(self) -> None:
+        for kind, groups in (("training", self._training), ("validation", self._validation)):
+            for index, group in enumerate(groups):
+                left_out = plan_of(group).remainder_items
+                if left_out:
+                    _log.info(
+                        "%s group %d: %d of %d items do not fill a batch of %d and are left out of each pass "
+                        "(remainder='drop'; 'pad' and 'short' keep them)",
+                        kind, index, left_out, len(group), group.batch_size,
+                    )  # fmt: skip
+
+    def _begin(self, start_at: tuple[int, int] | Mapping[str, Any]) -> tuple[int, frozenset[int]]:
+        if isinstance(start_at, Mapping):
+            return from_state(self._plan, dict(start_at))
+        try:
+            epoch, batch = start_at
+            epoch, batch = at_least("start_at epoch", epoch, 0), at_least("start_at batch", batch, 0)
+        except (TypeError, ValueError) as error:
+            raise type(error)(
+                f"start_at: got {start_at!r}, wanted (epoch, batch), both at least 0, or what state() returned"
+            ) from None
+        return self._plan.position_of_step(epoch * self._plan.batches_per_epoch + batch), frozenset()
+
+
+_running: weakref.WeakSet[Dataloader[Any]] = weakref.WeakSet()
+
+
+def running_loaders() -> list[Dataloader[Any]]:
+    """The loaders whose `with` block is entered and not left."""
+    return list(_running)
+
+
+@atexit.register
+def _close_running() -> None:
+    # A loader whose `with` block was never left: its threads must not run into the interpreter's shutdown.
+    for loader in running_loaders():
+        loader._close()  # pyright: ignore[reportPrivateUsage]
+
+
+def _triple(validation: Any) -> tuple[Unit, int, Any]:
+    try:
+        mode, interval, groups = validation
+    except (TypeError, ValueError):
+        raise TypeError(f"validation: got {validation!r}, wanted ('batch' or 'epoch', interval, groups)") from None
+    choice("validation mode", mode, ("batch", "epoch"))
+    return mode, at_least("validation interval", interval, 1), groups
+
+
+def _end(end_at: Any) -> tuple[Unit, int] | None:
+    if end_at is None:
+        return None
+    try:
+        unit, count = end_at
+    except (TypeError, ValueError):
+        raise TypeError(f"end_at: got {end_at!r}, wanted ('batch' or 'epoch', n), or None") from None
+    choice("end_at unit", unit, ("batch", "epoch"))
+    return unit, at_least("end_at", count, 0)

@@ -1,0 +1,183 @@
+"""`Report`: what a loader has done, and which side of it is slow, in numbers and one sentence."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hydrax_gpu._plan import BatchPlan, GroupPlan
+
+__all__ = ["BadItem", "Progress", "Report", "WorkerInfo"]
+
+
+@dataclass(frozen=True, slots=True)
+class BadItem:
+    """An item that could not be loaded."""
+
+    group: int
+    """Index of its group among the training (or validation) groups."""
+    validation: bool
+    """Whether that is a validation group."""
+    item: int
+    """Index of the item in its group."""
+    epoch: int
+    """Epoch (or validation pass) in which it failed."""
+    error: str
+    """Type and text of the exception."""
+    traceback: str
+    """The worker's traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker, as it reported itself ready."""
+
+    pid: int
+    """Process id; that of the main process for threads and inline."""
+    start_seconds: float
+    """From its creation until it could take items."""
+    imported_jax: bool
+    """Whether importing the loader function made it import jax, which costs start-up time and memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A snapshot of a running or ended loader. `str(report)` is for people."""
+
+    training_batches: int
+    """Training batches handed out."""
+    validation_batches: int
+    """Validation batches handed out."""
+    items: int
+    """Items handed out, repetitions that pad a batch not counted."""
+    padded_rows: int
+    """Rows that repeat others because of `remainder="pad"`."""
+    dropped_items: int
+    """Items left out by `remainder="drop"` in the passes that are complete."""
+    seconds: float
+    """Since the `with` block was entered, until it was left."""
+    first_batch_seconds: float | None
+    """From entering the `with` block until the first batch was handed out."""
+    first_wait_seconds: float
+    """How much of that was spent waiting in `next()`."""
+    wait_seconds: float
+    """Time that `next()` waited for a batch, the first included."""
+    waits: int
+    """How often it had to."""
+    busy_seconds: float
+    """Time spent in the loader function, over all workers."""
+    executor: str
+    """`process`, `thread` or `inline`."""
+    workers: tuple[WorkerInfo, ...]
+    """The workers that became ready."""
+    depth: int
+    """Number of slots."""
+    delivery: tuple[str, ...]
+    """For each group, training groups first, how its batches reach JAX: `alias`, `copy` or `user`; empty before the
+    first batch."""
+    memory_bytes: int
+    """Size of the slots' memory."""
+    huge_pages: bool
+    """Whether that is on huge pages."""
+    notes: tuple[str, ...] = ()
+    """Whatever is not as was asked for, or costs more than it need."""
+    bad: tuple[BadItem, ...] = field(default=())
+    """Items that could not be loaded."""
+
+    @property
+    def batches(self) -> int:
+        """Batches handed out, training and validation."""
+        return self.training_batches + self.validation_batches
+
+    @property
+    def items_per_second(self) -> float:
+        """Items handed out a second, since the first batch."""
+        seconds = self.seconds - (self.first_batch_seconds or 0.0)
+        return self.items / seconds if seconds > 0 else 0.0
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time since the first batch that `next()` spent waiting, 0 to 1."""
+        if self.first_batch_seconds is None:
+            return 0.0
+        seconds = self.seconds - self.first_batch_seconds
+        return min(1.0, max(0.0, self.wait_seconds - self.first_wait_seconds) / seconds) if seconds > 0 else 0.0
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what limits the loop, and what to do about it."""
+        if self.batches < 2:
+            return "too few batches to tell"
+        seconds = self.seconds - (self.first_batch_seconds or 0.0)
+        count = max(1, len(self.workers))
+        busy = min(1.0, self.busy_seconds / (seconds * count)) if seconds > 0 else 0.0
+        if self.wait_share < 0.05:
+            return (
+                f"consumer-bound: the loop waited for data {self.wait_share:.1%} of the time; "
+                f"the workers were in the loader function {busy:.0%} of it"
+            )
+        if self.executor == "inline":
+            return f"loader-bound: loading took {self.wait_share:.0%} of the time; executor='process' would overlap it"
+        if busy > 0.6:
+            return (
+                f"loader-bound: the workers were in the loader function {busy:.0%} of the time and the loop waited "
+                f"{self.wait_share:.0%} of it; more workers (now {count}) or a cheaper loader function would help"
+            )
+        return (
+            f"hand-over-bound: the loop waited {self.wait_share:.0%} of the time although the workers were busy only "
+            f"{busy:.0%} of it; a larger depth (now {self.depth}) or larger batches would help"
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"batches       {self.training_batches} training, {self.validation_batches} validation",
+            f"items         {self.items} ({self.items_per_second:,.0f} a second)",
+            f"left out      {self.dropped_items} items dropped, {len(self.bad)} bad; {self.padded_rows} rows padded",
+            f"waited        {self.wait_seconds:.2f} s in {self.waits} of {self.batches} batches "
+            f"({self.wait_share:.1%} of the time after the first batch)",
+            f"first batch   {_seconds(self.first_batch_seconds)}",
+            f"workers       {len(self.workers)} x {self.executor}, {self.busy_seconds:.2f} s in the loader function",
+            f"slots         {self.depth} in {self.memory_bytes / 2**20:.1f} MiB"
+            f"{' on huge pages' if self.huge_pages else ''}, delivery: {', '.join(self.delivery) or 'none yet'}",
+            f"verdict       {self.verdict}",
+        ]
+        lines += [f"note          {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+class Progress:
+    """What was handed out; counted by the consumer."""
+
+    def __init__(self, training: Sequence[GroupPlan]) -> None:
+        self.training_batches = 0
+        self.validation_batches = 0
+        self.items = 0
+        self.padded_rows = 0
+        self.first_batch_ns = 0
+        self.first_wait_ns = 0
+        self._per_group = [0] * len(training)
+        self._training = training
+
+    def handed(self, plan: BatchPlan, wait_ns: int) -> None:
+        """A batch was handed out, after the consumer has waited for `wait_ns` in all."""
+        if not self.first_batch_ns:
+            self.first_batch_ns, self.first_wait_ns = time.perf_counter_ns(), wait_ns
+        self.items += plan.valid
+        self.padded_rows += plan.rows - plan.valid
+        if plan.validation:
+            self.validation_batches += 1
+        else:
+            self.training_batches += 1
+            self._per_group[plan.group] += 1
+
+    def dropped_items(self) -> int:
+        """Items left out by the passes that are complete."""
+        return sum(
+            count // group.batch_count * group.remainder_items
+            for count, group in zip(self._per_group, self._training, strict=True)
+        )
+
+
+def _seconds(value: float | None) -> str:
+    return "none yet" if value is None else f"after {value:.2f} s"

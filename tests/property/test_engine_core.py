@@ -1,0 +1,366 @@
+"""The engine's state machine under any order of messages.
+
+The world around the core (workers, consumer, JAX) is played by a hypothesis state machine that keeps its own books and
+checks the core's promises after every step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from hydrax_gpu._engine.core import Core, CoreConfig
+from hydrax_gpu._engine.messages import (
+    Dispatch,
+    Effect,
+    Fail,
+    Finish,
+    Load,
+    Place,
+    Placed,
+    PlacementFailed,
+    Released,
+    Start,
+    Stop,
+    Taken,
+)
+from hydrax_gpu._exec import Failure, Result, WorkerLost, WorkerReady
+from hydrax_gpu._mem import SlotState
+from hydrax_gpu._plan import BatchPlan, GroupPlan, Plan, ValidationPlan
+from hydrax_gpu.errors import LoaderError, WorkerDied, WorkerStartError
+
+
+def make_plan(end: int) -> Plan:
+    training = [
+        GroupPlan(
+            length=23, batch_size=5, seed=1, shuffle_first=True, shuffle_later="itemwise", remainder="pad", weight=None
+        ),
+        GroupPlan(
+            length=9, batch_size=4, seed=2, shuffle_first=False, shuffle_later="repeat", remainder="short", weight=None
+        ),
+    ]
+    validation = ValidationPlan("batch", 3, (training[1],))
+    return Plan(training, validation=validation, end=("batch", end))
+
+
+class World(RuleBasedStateMachine):
+    """Messages come in any order that the real world can produce."""
+
+    @initialize(
+        depth=st.integers(1, 5),
+        workers=st.integers(1, 4),
+        ordered=st.booleans(),
+        begin=st.integers(0, 7),
+        end=st.integers(0, 14),
+        skip=st.sets(st.integers(0, 6), max_size=3),
+    )
+    def begin(self, depth: int, workers: int, ordered: bool, begin: int, end: int, skip: set[int]) -> None:
+        plan = make_plan(end)
+        assert plan.end_position is not None
+        self.depth, self.ordered = depth, ordered
+        self.skip = frozenset(begin + offset for offset in skip)
+        self.core = Core(
+            CoreConfig(
+                plan=plan.at,
+                begin=begin,
+                end=plan.end_position,
+                skip=self.skip,
+                depth=depth,
+                workers=workers,
+                ordered=ordered,
+            )
+        )
+        self.expected = [p for p in range(begin, plan.end_position) if p not in self.skip]
+        self.unready = list(range(workers))
+        self.alive = set(range(workers))
+        self.tasks: list[Dispatch] = []
+        self.rows_done: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self.to_place: deque[Load] = deque()
+        self.outbox = 0
+        self.lent: list[tuple[int, int]] = []
+        self.stale: list[tuple[int, int]] = []
+        self.placed: list[int] = []
+        self.ended: list[Effect] = []
+        self.poisoned = False
+        self.take(self.core.step(Start()))
+
+    def take(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            assert not self.ended, f"{effect} after {self.ended}"
+            match effect:
+                case Dispatch(worker, _, load, begin, end):
+                    assert worker in self.alive and worker not in self.unready
+                    assert 0 <= begin < end <= load.plan.valid
+                    assert self.core.slots.state(load.slot) is SlotState.FILLING
+                    assert self.core.slots.generation(load.slot) == load.generation
+                    assert sum(task.worker == worker for task in self.tasks) < 2
+                    self.tasks.append(effect)
+                case Place(load):
+                    rows = sorted(self.rows_done[load.slot, load.generation])
+                    assert [row for a, b in rows for row in range(a, b)] == list(range(load.plan.valid))
+                    self.to_place.append(load)
+                case Fail() | Finish():
+                    self.ended.append(effect)
+
+    @precondition(lambda self: self.unready)
+    @rule(data=st.data())
+    def a_worker_gets_ready(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(self.unready))
+        self.unready.remove(worker)
+        self.take(self.core.step(WorkerReady(worker, 1, 1, False)))
+
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data(), ns=st.integers(0, 10**8))
+    def a_chunk_is_done(self, data: st.DataObject, ns: int) -> None:
+        task = data.draw(st.sampled_from(self.tasks))
+        self.tasks.remove(task)
+        key = task.load.slot, task.load.generation
+        self.rows_done.setdefault(key, []).append((task.begin, task.end))
+        self.take(self.core.step(Result(task.worker, task.chunk, ns, None, ())))
+
+    @precondition(lambda self: self.to_place)
+    @rule(lent=st.booleans())
+    def a_batch_is_placed(self, lent: bool) -> None:
+        load = self.to_place.popleft()
+        self.placed.append(load.plan.position)
+        self.outbox += 1
+        key = load.slot, load.generation
+        if lent:
+            self.lent.append(key)
+        else:
+            self.stale.append(key)
+        self.take(self.core.step(Placed(*key, lent)))
+
+    @precondition(lambda self: self.lent)
+    @rule(data=st.data())
+    def a_lent_slot_is_released(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(self.lent))
+        self.lent.remove(key)
+        self.stale.append(key)
+        self.take(self.core.step(Released(*key)))
+
+    @precondition(lambda self: self.stale)
+    @rule(data=st.data())
+    def a_message_of_an_old_generation_comes_late(self, data: st.DataObject) -> None:
+        slot, generation = data.draw(st.sampled_from(self.stale))
+        before = self.core.slots.describe()
+        effects = self.core.step(Released(slot, generation))
+        assert not effects and self.core.slots.describe() == before
+
+    @precondition(lambda self: self.outbox)
+    @rule(data=st.data())
+    def the_consumer_takes_batches(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(1, self.outbox))
+        self.outbox -= count
+        self.take(self.core.step(Taken(count)))
+
+    @rule(chunk=st.integers(10_000, 20_000), data=st.data())
+    def a_chunk_that_nobody_asked_for_is_done(self, chunk: int, data: st.DataObject) -> None:
+        before = self.core.slots.describe()
+        if not self.unready:  # or the first worker's readiness would dispatch
+            worker = data.draw(st.sampled_from(sorted(self.alive)))
+            assert not self.core.step(Result(worker, chunk, 5, None, ()))
+            assert self.core.slots.describe() == before
+
+    @invariant()
+    def no_more_batches_exist_than_depth(self) -> None:
+        if hasattr(self, "core"):
+            held = sum(self.core.slots.state(s) is not SlotState.FREE for s in range(self.depth))
+            assert held + self.core.slots.free_count == self.depth
+            assert len(self.lent) + len(self.to_place) <= held
+
+    @invariant()
+    def batches_leave_in_order_and_once(self) -> None:
+        if hasattr(self, "core"):
+            leaving = self.placed + [load.plan.position for load in self.to_place]
+            assert len(set(leaving)) == len(leaving)
+            if self.ordered:
+                assert leaving == self.expected[: len(leaving)]
+            else:
+                assert set(leaving) <= set(self.expected)
+
+    @invariant()
+    def a_slot_that_is_lent_is_not_filled(self) -> None:
+        if hasattr(self, "core"):
+            for slot, generation in self.lent:
+                assert self.core.slots.state(slot) is SlotState.LENT
+                assert self.core.slots.generation(slot) == generation
+
+    def teardown(self) -> None:
+        """Whatever happened before: when the world does its part, everything arrives, and then the end."""
+        if not hasattr(self, "core"):
+            return
+        for worker in list(self.unready):
+            self.unready.remove(worker)
+            self.take(self.core.step(WorkerReady(worker, 1, 1, False)))
+        for _ in range(10_000):
+            if self.tasks:
+                task = self.tasks.pop()
+                self.rows_done.setdefault((task.load.slot, task.load.generation), []).append((task.begin, task.end))
+                self.take(self.core.step(Result(task.worker, task.chunk, 1000, None, ())))
+            elif self.to_place:
+                load = self.to_place.popleft()
+                self.placed.append(load.plan.position)
+                self.outbox += 1
+                self.lent.append((load.slot, load.generation))
+                self.take(self.core.step(Placed(load.slot, load.generation, True)))
+            elif self.outbox:
+                count, self.outbox = self.outbox, 0
+                self.take(self.core.step(Taken(count)))
+            elif self.lent:
+                self.take(self.core.step(Released(*self.lent.pop())))
+            else:
+                break
+        assert sorted(self.placed) == self.expected
+        assert [type(effect) for effect in self.ended] == [Finish]
+        assert not self.core.step(Stop())
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+
+
+class Driver:
+    """A plain world for the single cases: carries on until nothing is left to do."""
+
+    def __init__(self, *, depth: int = 2, workers: int = 2, end: int = 6, ordered: bool = True) -> None:
+        plan = make_plan(end)
+        self.core = Core(
+            CoreConfig(
+                plan=plan.at,
+                begin=0,
+                end=plan.end_position,
+                skip=frozenset(),
+                depth=depth,
+                workers=workers,
+                ordered=ordered,
+            )
+        )
+        self.effects: deque[Effect] = deque()
+        for worker in range(workers):
+            self.effects.extend(self.core.step(WorkerReady(worker, 100 + worker, 1, False)))
+        self.effects.extend(self.core.step(Start()))
+
+    def dispatches(self) -> list[Dispatch]:
+        return [effect for effect in self.effects if isinstance(effect, Dispatch)]
+
+
+def result(task: Dispatch, *failures: Failure) -> Result:
+    return Result(task.worker, task.chunk, 1000, None, failures)
+
+
+def test_an_items_failure_is_raised_when_its_batch_is_due_and_not_before() -> None:
+    driver = Driver(workers=1)
+    first = [task for task in driver.dispatches() if task.load.plan.position == 0]
+    later = [task for task in driver.dispatches() if task.load.plan.position == 1]
+    failure = Failure(1, "ValueError: no such file", "Traceback ...", None)
+    assert [type(e) for e in driver.core.step(result(later[0], failure)) if not isinstance(e, Dispatch)] == []
+    effects = [effect for task in first for effect in driver.core.step(result(task))]
+    kinds = [type(effect) for effect in effects if not isinstance(effect, Dispatch)]
+    assert kinds == [Place, Fail]
+    error = next(effect.error for effect in effects if isinstance(effect, Fail))
+    assert isinstance(error, LoaderError)
+    assert error.item_index == later[0].load.plan.indices[later[0].begin + 1]
+
+
+def test_of_several_failures_the_first_row_is_named() -> None:
+    driver = Driver(workers=2)
+    tasks = [task for task in driver.dispatches() if task.load.plan.position == 0]
+    assert len(tasks) == 2, "the first batch is shared among all workers"
+    late, early = tasks[1], tasks[0]
+    driver.core.step(result(late, Failure(0, "ValueError: late", "", None)))
+    effects = driver.core.step(result(early, Failure(1, "ValueError: early", "", None)))
+    error = next(effect.error for effect in effects if isinstance(effect, Fail))
+    assert isinstance(error, LoaderError) and error.item_index == early.load.plan.indices[1]
+    assert "early" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        (WorkerLost(1, 101, -9, None, "", None), WorkerDied),
+        (WorkerLost(1, 101, None, "no module named x", "", ImportError("x")), WorkerStartError),
+        (PlacementFailed(0, 1, ValueError("placement")), ValueError),
+    ],
+)
+def test_what_cannot_be_mended_ends_the_run_once(message: WorkerLost | PlacementFailed, kind: type) -> None:
+    driver = Driver()
+    effects = driver.core.step(message)
+    assert [type(effect) for effect in effects] == [Fail]
+    assert isinstance(effects[0], Fail) and isinstance(effects[0].error, kind)
+    assert driver.core.step(message) == []
+    for task in driver.dispatches():
+        assert driver.core.step(result(task)) == []
+
+
+def test_a_dead_workers_items_are_named() -> None:
+    driver = Driver(workers=2)
+    held = [i for t in driver.dispatches() if t.worker == 1 for i in t.load.plan.indices[t.begin : t.end]]
+    effects = driver.core.step(WorkerLost(1, 101, -11, None, "", None))
+    error = effects[0].error if isinstance(effects[0], Fail) else None
+    assert isinstance(error, WorkerDied)
+    assert held and error.items == held and error.exitcode == -11 and "SIGSEGV" in str(error)
+
+
+def test_stop_ends_everything_at_once() -> None:
+    driver = Driver()
+    assert driver.core.step(Stop()) == []
+    for task in driver.dispatches():
+        assert driver.core.step(result(task)) == []
+    assert driver.core.step(Start()) == []
+
+
+def test_copied_batches_that_nobody_takes_hold_the_loader_back() -> None:
+    driver = Driver(depth=2, workers=1, end=50)
+    placed = 0
+    while driver.effects:
+        effect = driver.effects.popleft()
+        if isinstance(effect, Dispatch):
+            driver.effects.extend(driver.core.step(result(effect)))
+        elif isinstance(effect, Place):
+            placed += 1
+            driver.effects.extend(driver.core.step(Placed(effect.load.slot, effect.load.generation, False)))
+    assert placed == 2, "as many copies as depth wait in the outbox"
+    assert driver.core.waits_for_consumer
+    assert any(isinstance(effect, Place) for effect in driver.core.step(Taken(1)))
+
+
+def test_slow_items_are_sent_in_small_chunks_and_fast_ones_in_one() -> None:
+    def chunks_of_a_later_batch(item_ns: int) -> int:
+        plan = Plan(
+            [
+                GroupPlan(
+                    length=6400, batch_size=64, seed=0, shuffle_first=False, shuffle_later="repeat", remainder="drop"
+                )
+            ]
+        )
+        core = Core(CoreConfig(plan=plan.at, begin=0, end=None, skip=(), depth=3, workers=2))
+        effects = deque([*core.step(WorkerReady(0, 1, 1, False)), *core.step(WorkerReady(1, 2, 1, False))])
+        effects.extend(core.step(Start()))
+        count: dict[int, int] = {}
+        while len(count) < 12:
+            effect = effects.popleft()
+            if isinstance(effect, Dispatch):
+                position = effect.load.plan.position
+                count[position] = count.get(position, 0) + 1
+                ns = item_ns * (effect.end - effect.begin)
+                effects.extend(core.step(Result(effect.worker, effect.chunk, ns, None, ())))
+            elif isinstance(effect, Place):
+                effects.extend(core.step(Placed(effect.load.slot, effect.load.generation, False)))
+                effects.extend(core.step(Taken(1)))
+        return count[10]
+
+    assert chunks_of_a_later_batch(500) == 1
+    assert chunks_of_a_later_batch(1_000_000) == 16
+    assert chunks_of_a_later_batch(10**9) == 64
+
+
+def test_plans_given_to_the_core_are_the_plans_placed() -> None:
+    plan = make_plan(4)
+    seen: list[BatchPlan] = [plan.at(p) for p in range(plan.end_position or 0)]
+    assert json.dumps([p.indices for p in seen])  # plain integers, not NumPy's
