@@ -8,6 +8,7 @@ are all plain C-contiguous windows on the same bytes.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -162,8 +163,8 @@ def _aligned(n: int) -> int:
 
 def _shape(name: str, shape: object) -> tuple[int, ...]:
     try:
-        dims = tuple(int(d) for d in cast("Sequence[Any]", shape))
-    except (TypeError, ValueError):
+        dims = tuple(operator.index(d) for d in cast("Sequence[Any]", shape))
+    except TypeError:
         raise TypeError(
             f"array {name!r}: got shape {shape!r}, wanted a tuple of dimensions without the batch dimension, "
             "() for one number an item"

@@ -7,7 +7,7 @@ import logging
 from types import FrameType
 from typing import Any
 
-from hydrax_gpu.loader import running_loaders
+from hydrax_gpu.loader import held, running_loaders
 
 __all__ = ["debug_batch_references"]
 
@@ -29,13 +29,13 @@ def debug_batch_references() -> str:
     """
     lines: list[str] = []
     for loader in running_loaders():
-        for slot, name, held in loader.held():
+        for slot, name, thing in held(loader):
             lines.append(f"slot {slot}: {name} is held by")
             before = len(lines)
-            _referrers(held, lines, {id(held), id(lines)}, 1)
+            _referrers(thing, lines, {id(thing), id(lines)}, 1)
             if len(lines) == before:
                 lines.append("  nothing that Python can see: a running computation, or a view of its memory")
-            del held
+            del thing
     text = "\n".join(lines)
     if text:
         _log.warning("batches that are still referenced:\n%s", text)

@@ -156,11 +156,12 @@ def _sequence(data: Iterable[D]) -> Sequence[D]:
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return cast("Sequence[D]", data)
     try:
-        return list(data)
+        items = iter(data)
     except TypeError:
         raise TypeError(
             f"data: got {type(data).__name__}, wanted a sequence or an iterable of item descriptors"
         ) from None
+    return list(items)  # whatever this raises is the iterable's own
 
 
 def data_of(group: DataGroup[Any]) -> Sequence[Any]:

@@ -19,10 +19,11 @@ from hydrax_gpu._exec import InlineExecutor, ProcessExecutor, ThreadExecutor, Wo
 from hydrax_gpu._exec.role import is_worker
 from hydrax_gpu._mem import Arena
 from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, from_state, to_state
+from hydrax_gpu._progress import Progress
 from hydrax_gpu._spec import LayoutTuple
 from hydrax_gpu.batch import Batch, columns, make_batch, plan_of_batch
 from hydrax_gpu.group import DataGroup, data_of, groups_of, layout_of, plan_of
-from hydrax_gpu.report import Progress, Report, WorkerInfo
+from hydrax_gpu.report import Report, WorkerInfo
 
 if TYPE_CHECKING:
     import jax
@@ -404,20 +405,6 @@ class Dataloader(Generic[D]):
             notes=self._notes(),
         )
 
-    def held(self) -> list[tuple[int, str, Any]]:
-        """`(slot, what, object)` for each batch, or array of a dropped batch, that holds one of the slots."""
-        held: list[tuple[int, str, Any]] = []
-        for slot, lent in list(self._runner.lent.items()) if self._runner is not None else ():
-            batch = lent.batch()
-            if batch is not None:
-                held.append((slot, repr(batch), batch))
-                continue
-            for name, reference in lent.arrays.items():
-                array = reference()
-                if array is not None:
-                    held.append((slot, f"array {name!r} of a batch that is gone", array))
-        return held
-
     def _notes(self) -> tuple[str, ...]:
         notes: list[str] = []
         runner = self._runner
@@ -460,6 +447,22 @@ _running: weakref.WeakSet[Dataloader[Any]] = weakref.WeakSet()
 def running_loaders() -> list[Dataloader[Any]]:
     """The loaders whose `with` block is entered and not left."""
     return list(_running)
+
+
+def held(loader: Dataloader[Any]) -> list[tuple[int, str, Any]]:
+    """`(slot, what, object)` for each batch, or array of a dropped batch, that holds one of the slots."""
+    runner = loader._runner  # pyright: ignore[reportPrivateUsage]
+    found: list[tuple[int, str, Any]] = []
+    for slot, lent in list(runner.lent.items()) if runner is not None else ():
+        batch = lent.batch()
+        if batch is not None:
+            found.append((slot, repr(batch), batch))
+            continue
+        for name, reference in lent.arrays.items():
+            array = reference()
+            if array is not None:
+                found.append((slot, f"array {name!r} of a batch that is gone", array))
+    return found
 
 
 @atexit.register

@@ -12,6 +12,7 @@ import pickle
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from multiprocessing import spawn
 from types import ModuleType
 from typing import Any, NoReturn
@@ -65,18 +66,20 @@ class _Link:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._reader = FrameReader()
-        self._messages: list[Any] = []
+        self._messages: Iterator[Any] = iter(())
 
     def receive(self) -> Any:
-        while not self._messages:
+        while True:
+            # One at a time: how the second message is unpickled depends on what was done about the first.
+            for message in self._messages:
+                return message
             try:
                 data = self._socket.recv(_RECEIVE)
             except OSError:
                 data = b""
             if not data:
                 _leave()
-            self._messages.extend(self._reader.feed(data))
-        return self._messages.pop(0)
+            self._messages = self._reader.feed(data)
 
     def send(self, data: bytes) -> None:
         try:

@@ -1,4 +1,4 @@
-"""A loader whose every byte tells which item it belongs to, so that a batch that changes under a reader shows itself."""
+"""A loader whose every byte tells which item it belongs to: a batch that changes under a reader shows itself."""
 
 from __future__ import annotations
 

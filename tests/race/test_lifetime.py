@@ -14,7 +14,7 @@ import sys
 import textwrap
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -95,12 +95,13 @@ def test_whatever_sees_the_memory_holds_the_slot(kind: str) -> None:
         array = batch.arrays["pattern"]
         index = np.array(batch.arrays["index"])
         del batch
-        keep: Any = {
-            "array": lambda: array,
-            "numpy view": lambda: np.asarray(array),
-            "slice": lambda: array[:],
-            "capsule": lambda: np.from_dlpack(array),
-        }[kind]()
+        derive: dict[str, Callable[[jax.Array], Any]] = {
+            "array": lambda array: array,
+            "numpy view": np.asarray,
+            "slice": lambda array: array[:],
+            "capsule": np.from_dlpack,
+        }
+        keep = derive[kind](array)
         del array
         for _ in range(100):
             next(loader)

@@ -1,0 +1,159 @@
+"""Loader functions for the tests' workers. Worker processes import this module, so it must not import jax."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LARGE_SEED = np.dtype(np.uint32)
+"""Seeds have 63 bits and JAX keeps 32 by default, so that they go into two of these; see `split` and `joined`."""
+
+
+def split(seed: int | None) -> tuple[int, int]:
+    """A seed as two 32-bit words, the low one first; None is all ones, which no seed has."""
+    return (0xFFFFFFFF, 0xFFFFFFFF) if seed is None else (seed & 0xFFFFFFFF, seed >> 32)
+
+
+def joined(words: Any) -> int | None:
+    """The seed of two words."""
+    low, high = (int(word) for word in words)
+    return None if high == 0xFFFFFFFF else low | high << 32
+
+
+def fill(item: Any, arrays: Any, seed: int | None) -> None:
+    """Every array gets the item's number."""
+    for array in arrays.values():
+        array[...] = item
+
+
+def fill_and_tell(item: int, arrays: Any, seed: int | None) -> dict[str, Any] | None:
+    """As `fill`; returns the item under "item", and for odd ones a text under "odd"."""
+    fill(item, arrays, seed)
+    return {"item": item, "odd": f"odd {item}"} if item % 2 else {"item": item}
+
+
+def fill_and_tell_of_odd(item: int, arrays: Any, seed: int | None) -> dict[str, Any] | None:
+    """As `fill`; even items return nothing at all."""
+    fill(item, arrays, seed)
+    return {"item": item} if item % 2 else None
+
+
+def record(item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
+    """Puts the item into `x`, the seed's words into `seed`, and returns both."""
+    arrays["x"][...] = item
+    arrays["seed"][...] = split(seed)
+    return {"item": item, "seed": seed}
+
+
+def draw(item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
+    """As `record`, and `x` gets random numbers drawn with the seed; validation gets the item's number."""
+    arrays["x"][...] = item if seed is None else np.random.default_rng(seed).random(arrays["x"].shape)
+    arrays["seed"][...] = split(seed)
+    return {"item": item, "seed": seed}
+
+
+def two_arrays(item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
+    """`x` gets the item's number, `y` its negative."""
+    arrays["x"][...] = item
+    arrays["y"][...] = -item
+    return {"item": item}
+
+
+def pid(item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
+    """As `fill`; tells which process did it."""
+    fill(item, arrays, seed)
+    return {"pid": os.getpid()}
+
+
+def returns_a_list(item: int, arrays: Any, seed: int | None) -> Any:
+    """Returns what a loader function must not return."""
+    fill(item, arrays, seed)
+    return [item]
+
+
+def returns_a_lambda(item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
+    """Item 2 returns what cannot be pickled."""
+    fill(item, arrays, seed)
+    return {"x": (lambda: 0) if item == 2 else item}
+
+
+def die(item: int, arrays: Any, seed: int | None) -> None:
+    """The process that loads item 5 is killed."""
+    fill(item, arrays, seed)
+    if item == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class FailsFor:
+    """As `fill`, but raises for one item."""
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+
+    def __call__(self, item: int, arrays: Any, seed: int | None) -> None:
+        if item == self.item:
+            raise ValueError(f"item {item} is broken")
+        fill(item, arrays, seed)
+
+
+class NotesStart:
+    """A startup function: leaves a file in a folder, so that each call is seen."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __call__(self) -> None:
+        # Threads of one process come one after the other here, and each must count.
+        number = 0
+        while True:
+            try:
+                Path(self.folder, f"{os.getpid()}-{number}").touch(exist_ok=False)
+                return
+            except FileExistsError:
+                number += 1
+
+
+def fails_to_start() -> None:
+    """A startup function that raises."""
+    raise OSError("no such licence server")
+
+
+def seeds_the_legacy_generator(item: int, arrays: Any, seed: int | None) -> None:
+    """What scripts for 32-bit seeds do."""
+    arrays["x"][...] = np.random.RandomState(seed).rand()
+
+
+class Unpicklable(Exception):
+    """An exception with something in it that no other process can have."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.keep = lambda: 0
+
+
+def raises_the_unpicklable(item: int, arrays: Any, seed: int | None) -> None:
+    """Raises what cannot be sent."""
+    raise Unpicklable("with a lock")
+
+
+def returns_a_megabyte(item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
+    """More than a socket's buffer takes at once."""
+    fill(item, arrays, seed)
+    return {"blob": bytes(1_000_000)}
+
+
+def niceness(item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
+    """Tells the process's niceness."""
+    fill(item, arrays, seed)
+    return {"nice": os.nice(0)}
+
+
+def sleeps_for_ever(item: int, arrays: Any, seed: int | None) -> None:
+    """Prints its process id, and never returns."""
+    os.write(1, f"{os.getpid()}\n".encode())
+    while True:
+        signal.pause()
