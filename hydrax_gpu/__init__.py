@@ -1,19 +1,74 @@
 """hydrax_gpu: a data loader for JAX whose batches already sit where the training step reads them."""
 
-from hydrax_gpu._exec.role import is_worker as is_worker
-from hydrax_gpu._spec import ArraySpec as ArraySpec
-from hydrax_gpu.batch import Batch as Batch
-from hydrax_gpu.batch import TrainingBatch as TrainingBatch
-from hydrax_gpu.batch import ValidationBatch as ValidationBatch
-from hydrax_gpu.debug import debug_batch_references as debug_batch_references
-from hydrax_gpu.errors import BatchTimeoutError as BatchTimeoutError
-from hydrax_gpu.errors import LoaderError as LoaderError
-from hydrax_gpu.errors import PlacementError as PlacementError
-from hydrax_gpu.errors import StateMismatch as StateMismatch
-from hydrax_gpu.errors import WorkerDied as WorkerDied
-from hydrax_gpu.errors import WorkerStartError as WorkerStartError
-from hydrax_gpu.group import DataGroup as DataGroup
-from hydrax_gpu.loader import Dataloader as Dataloader
-from hydrax_gpu.report import Report as Report
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hydrax_gpu._exec.role import is_worker as is_worker
+    from hydrax_gpu._spec import ArraySpec as ArraySpec
+    from hydrax_gpu.batch import Batch as Batch
+    from hydrax_gpu.batch import TrainingBatch as TrainingBatch
+    from hydrax_gpu.batch import ValidationBatch as ValidationBatch
+    from hydrax_gpu.debug import debug_batch_references as debug_batch_references
+    from hydrax_gpu.errors import BatchTimeoutError as BatchTimeoutError
+    from hydrax_gpu.errors import LoaderError as LoaderError
+    from hydrax_gpu.errors import PlacementError as PlacementError
+    from hydrax_gpu.errors import StateMismatch as StateMismatch
+    from hydrax_gpu.errors import WorkerDied as WorkerDied
+    from hydrax_gpu.errors import WorkerStartError as WorkerStartError
+    from hydrax_gpu.group import DataGroup as DataGroup
+    from hydrax_gpu.loader import Dataloader as Dataloader
+    from hydrax_gpu.report import Report as Report
+
+__all__ = [
+    "ArraySpec",
+    "Batch",
+    "BatchTimeoutError",
+    "DataGroup",
+    "Dataloader",
+    "LoaderError",
+    "PlacementError",
+    "Report",
+    "StateMismatch",
+    "TrainingBatch",
+    "ValidationBatch",
+    "WorkerDied",
+    "WorkerStartError",
+    "debug_batch_references",
+    "is_worker",
+]
 
 __version__ = "0.1.0"
+
+# Names are imported when they are first asked for. A worker process imports this package too, and needs next to nothing
+# of it: this halves what its start costs beyond Python's and NumPy's own.
+_HOME = {
+    "ArraySpec": "_spec",
+    "Batch": "batch",
+    "BatchTimeoutError": "errors",
+    "DataGroup": "group",
+    "Dataloader": "loader",
+    "LoaderError": "errors",
+    "PlacementError": "errors",
+    "Report": "report",
+    "StateMismatch": "errors",
+    "TrainingBatch": "batch",
+    "ValidationBatch": "batch",
+    "WorkerDied": "errors",
+    "WorkerStartError": "errors",
+    "debug_batch_references": "debug",
+    "is_worker": "_exec.role",
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module 'hydrax_gpu' has no attribute {name!r}") from None
+    value = globals()[name] = getattr(importlib.import_module(f"hydrax_gpu.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

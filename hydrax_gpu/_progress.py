@@ -15,15 +15,16 @@ class Progress:
 
     """What was handed out; counted by the consumer."""
 
-    def __init__(self, training: Sequence[GroupPlan]) -> None:
+    def __init__(self, training: Sequence[GroupPlan], validation: Sequence[GroupPlan]) -> None:
         self.training_batches = 0
         self.validation_batches = 0
         self.items = 0
         self.padded_rows = 0
         self.first_batch_ns = 0
         self.first_wait_ns = 0
-        self._per_group = [0] * len(training)
-        self._training = training
+        self._groups = (*training, *validation)
+        self._per_group = [0] * len(self._groups)
+        self._training_groups = len(training)
 
     def handed(self, plan: BatchPlan, wait_ns: int) -> None:
         """A batch was handed out, after the consumer has waited for `wait_ns` in all."""
@@ -33,6 +34,7 @@ class Progress:
         self.padded_rows += plan.rows - plan.valid
         if plan.validation:
             self.validation_batches += 1
+            self._per_group[self._training_groups + plan.group] += 1
         else:
             self.training_batches += 1
             self._per_group[plan.group] += 1
@@ -41,5 +43,5 @@ class Progress:
         """Items left out by the passes that are complete."""
         return sum(
             count // group.batch_count * group.remainder_items
-            for count, group in zip(self._per_group, self._training, strict=True)
+            for count, group in zip(self._per_group, self._groups, strict=True)
         )

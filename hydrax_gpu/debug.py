@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import logging
+import sys
 from types import FrameType
 from typing import Any
 
@@ -28,11 +30,14 @@ def debug_batch_references() -> str:
         The tree as text, which is also logged as a warning; an empty string when no batch is held.
     """
     lines: list[str] = []
+    variables = _variables()
     for loader in running_loaders():
-        for slot, name, thing in held(loader):
+        things = held(loader)
+        while things:
+            slot, name, thing = things.pop(0)  # no tuple and no list of ours refers to it while we look
             lines.append(f"slot {slot}: {name} is held by")
             before = len(lines)
-            _referrers(thing, lines, {id(thing), id(lines)}, 1)
+            _referrers(thing, variables, lines, {id(thing), id(lines)}, 1)
             if len(lines) == before:
                 lines.append("  nothing that Python can see: a running computation, or a view of its memory")
             del thing
@@ -42,7 +47,35 @@ def debug_batch_references() -> str:
     return text
 
 
-def _referrers(target: Any, lines: list[str], seen: set[int], level: int) -> None:
+def _variables() -> dict[int, list[str]]:
+    """The local variables of all functions that are running, by the id of what they refer to.
+
+    The garbage collector knows the variables of functions that wait or have ended in an error, but not of running ones.
+    """
+    found: dict[int, list[str]] = {}
+    for top in sys._current_frames().values():  # pyright: ignore[reportPrivateUsage]
+        frame: FrameType | None = top
+        while frame is not None:
+            if frame.f_code.co_flags & inspect.CO_OPTIMIZED and frame.f_code.co_filename != __file__:
+                values = frame.f_locals
+                for name, value in values.items():
+                    found.setdefault(id(value), []).append(_variable(name, frame))
+                    del value
+                if sys.version_info < (3, 13) and sys.getrefcount(values) == 3:
+                    # A copy that the frame keeps until it ends: it would hold every batch that is in it. A larger
+                    # count means that the function has asked for its `locals()` itself.
+                    values.clear()
+                del values
+            frame = frame.f_back
+    return found
+
+
+def _variable(names: str, frame: FrameType) -> str:
+    return f"local variable {names} of {frame.f_code.co_qualname} ({frame.f_code.co_filename}:{frame.f_lineno})"
+
+
+def _referrers(target: Any, variables: dict[int, list[str]], lines: list[str], seen: set[int], level: int) -> None:
+    lines.extend("  " * level + variable for variable in variables.get(id(target), ()))
     referrers = gc.get_referrers(target)
     seen.add(id(referrers))
     shown = 0
@@ -56,14 +89,13 @@ def _referrers(target: Any, lines: list[str], seen: set[int], level: int) -> Non
         seen.add(id(referrer))
         lines.append("  " * level + _describe(referrer, target))
         if level < _DEPTH and not isinstance(referrer, FrameType):
-            _referrers(referrer, lines, seen, level + 1)
+            _referrers(referrer, variables, lines, seen, level + 1)
 
 
 def _describe(referrer: Any, target: Any) -> str:
     if isinstance(referrer, FrameType):
         names = [name for name, value in referrer.f_locals.items() if value is target]
-        where = f"{referrer.f_code.co_qualname} ({referrer.f_code.co_filename}:{referrer.f_lineno})"
-        return f"local variable {', '.join(names) or '(unnamed)'} of {where}"
+        return _variable(", ".join(names) or "(unnamed)", referrer)
     if isinstance(referrer, dict):
         keys = [key for key, value in referrer.items() if value is target]  # pyright: ignore[reportUnknownVariableType]
         module = referrer.get("__name__") if "__builtins__" in referrer else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

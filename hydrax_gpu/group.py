@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from numbers import Real
 from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast, final, overload
 
@@ -74,6 +75,8 @@ class DataGroup(Sequence[D], Generic[D]):
                 f"loader_arrays: got {type(loader_arrays).__name__}, "
                 "wanted a dict {name: (item_shape, numpy_dtype, jax_dtype)}"
             )
+        if isinstance(weight, bool) or not isinstance(weight, Real | None):
+            raise TypeError(f"weight: got {weight!r}, wanted a number or None")
         size = at_least("batch_size", batch_size, 1)
         self._data: Sequence[D] = _sequence(data)
         self._shuffle_later: ShuffleLater = shuffle_later

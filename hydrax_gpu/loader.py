@@ -15,9 +15,12 @@ import numpy.typing as npt
 from hydrax_gpu import _place
 from hydrax_gpu._arguments import at_least, choice
 from hydrax_gpu._engine import Core, CoreConfig, EpollInbox, InterruptGuard, Runner, Stream, positions_after
-from hydrax_gpu._exec import InlineExecutor, ProcessExecutor, ThreadExecutor, WorkSpec
+from hydrax_gpu._exec.inline import InlineExecutor
+from hydrax_gpu._exec.procs import ProcessExecutor
+from hydrax_gpu._exec.protocol import WorkSpec
 from hydrax_gpu._exec.role import is_worker
-from hydrax_gpu._mem import Arena
+from hydrax_gpu._exec.threads import ThreadExecutor
+from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, from_state, to_state
 from hydrax_gpu._progress import Progress
 from hydrax_gpu._spec import LayoutTuple
@@ -130,7 +133,8 @@ class Dataloader(Generic[D]):
             )
         choice("executor", executor, _EXECUTORS)
         choice("delivery", delivery, _DELIVERIES)
-        for name, function in (("loader_func", loader_func), ("startup_func", startup_func)):
+        functions = {"loader_func": loader_func, "startup_func": startup_func, "placement_func": placement_func}
+        for name, function in functions.items():
             if not callable(function) and not (function is None and name != "loader_func"):
                 raise TypeError(f"{name}: got {function!r}, wanted a callable")
         self._loader_func = loader_func
@@ -161,7 +165,7 @@ class Dataloader(Generic[D]):
         self._position, ahead = self._begin(start_at)
         self._ahead = set(ahead)
         self._first_step = self._plan.step_of_position(self._position)[0]
-        self._progress = Progress([plan_of(group) for group in self._training])
+        self._progress = Progress([plan_of(g) for g in self._training], [plan_of(g) for g in self._validation])
         self._stream: Stream | None = None
         self._runner: Runner | None = None
         self._guard: InterruptGuard | None = None
@@ -249,16 +253,21 @@ class Dataloader(Generic[D]):
         layouts = [layout_of(group) for group in groups]
         spec = WorkSpec(self._loader_func, self._startup_func, layouts, self._nice)
         workers = 1 if self._executor_name == "inline" else self._count
-        inbox = EpollInbox()
         arena = self._arena = Arena.create(
             self._depth,
             max(layout.nbytes for layout in layouts),
             workers=workers,
             shared=self._executor_name == "process",
         )
+        inbox = EpollInbox()
         match self._executor_name:
             case "process":
-                executor = ProcessExecutor(spec, arena, inbox, workers)
+                try:
+                    executor = ProcessExecutor(spec, arena, inbox, workers)
+                except TypeError:  # nobody else would give their file descriptors back
+                    inbox.close()
+                    arena.mapping.close_fd()
+                    raise
             case "thread":
                 executor = ThreadExecutor(spec, arena, inbox, workers)
             case "inline":

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-LARGE_SEED = np.dtype(np.uint32)
-"""Seeds have 63 bits and JAX keeps 32 by default, so that they go into two of these; see `split` and `joined`."""
-
 
 def split(seed: int | None) -> tuple[int, int]:
-    """A seed as two 32-bit words, the low one first; None is all ones, which no seed has."""
+    """A seed as two 32-bit words, the low one first, as JAX keeps no more by default; None is what no seed gives."""
     return (0xFFFFFFFF, 0xFFFFFFFF) if seed is None else (seed & 0xFFFFFFFF, seed >> 32)
 
 
@@ -100,21 +96,15 @@ class FailsFor:
         fill(item, arrays, seed)
 
 
-class NotesStart:
-    """A startup function: leaves a file in a folder, so that each call is seen."""
+class WritesPid:
+    """A startup function: writes the process's id, in 16 bytes, into a named pipe that the test reads."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, pipe: str) -> None:
+        self.pipe = pipe
 
     def __call__(self) -> None:
-        # Threads of one process come one after the other here, and each must count.
-        number = 0
-        while True:
-            try:
-                Path(self.folder, f"{os.getpid()}-{number}").touch(exist_ok=False)
-                return
-            except FileExistsError:
-                number += 1
+        with open(self.pipe, "wb", buffering=0) as pipe:
+            pipe.write(b"%16d" % os.getpid())
 
 
 def fails_to_start() -> None:

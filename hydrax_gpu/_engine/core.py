@@ -35,15 +35,20 @@ from hydrax_gpu._engine.messages import (
     Stop,
     Taken,
 )
-from hydrax_gpu._exec import Result, WorkerLost, WorkerReady
-from hydrax_gpu._mem import SlotState, SlotTable
+from hydrax_gpu._exec.protocol import Result, WorkerLost, WorkerReady
+from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu.errors import LoaderError, WorkerDied, WorkerStartError
 
 __all__ = ["Core", "CoreConfig"]
 
 _OUTSTANDING = 2
-"""Chunks given to a worker ahead: one it works at, one so that it need not wait for us."""
+"""Chunks given to a worker: one it works at, one so that it need not wait for us."""
+
+_OUTSTANDING_QUICK = 16
+"""The same for chunks so quick that all of them together take less than `_QUICK_NS`: fewer, larger messages."""
+
+_QUICK_NS = 1_000_000
 
 _CHUNK_NS = 4_000_000
 """Wanted duration of a chunk. Long against the cost of a message (some 20 µs), short against a batch's wait."""
@@ -101,6 +106,7 @@ class Core:
         self._order: deque[Load] = deque()  # planned and not placed, in the plan's order
         self._chunk_count = 0
         self._item_ns = 0.0  # running mean of an item's cost; 0 while unknown
+        self._capacity = _OUTSTANDING
         self._unread = 0  # batches in the outbox
         self.running = False
         self.finished = False
@@ -161,6 +167,8 @@ class Core:
         load.pending -= 1
         cost = result.busy_ns / rows
         self._item_ns = cost if not self._item_ns else 0.8 * self._item_ns + 0.2 * cost
+        quick = int(_QUICK_NS / (1 + rows * self._item_ns))
+        self._capacity = max(_OUTSTANDING, min(_OUTSTANDING_QUICK, quick))
         if result.additional is not None:
             rows_before: list[dict[str, Any] | None] = load.additional or [None] * load.plan.valid
             rows_before[chunk.begin : chunk.end] = result.additional
@@ -267,7 +275,8 @@ class Core:
             effects.append(Dispatch(number, self._chunk_count, chunk.load, chunk.begin, chunk.end))
 
     def _least_busy(self) -> int | None:
-        best, least = None, _OUTSTANDING
+        best: int | None = None
+        least = self._capacity
         for number, worker in enumerate(self._workers):
             if worker.ready and not worker.lost and len(worker.chunks) < least:
                 best, least = number, len(worker.chunks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from hydrax_gpu._exec import Failure, Result, WorkerLost, WorkerReady
+from hydrax_gpu._exec.protocol import Failure, Result, WorkerLost, WorkerReady
 from hydrax_gpu._plan import BatchPlan
 
 __all__ = [

@@ -27,12 +27,14 @@ from hydrax_gpu._engine.messages import (
     Placed,
     PlacementFailed,
     Released,
+    Start,
     Stop,
     Taken,
 )
-from hydrax_gpu._exec import Executor, Failure, Result, Task, WorkerReady
 from hydrax_gpu._exec.chunk import describe, format_traceback
+from hydrax_gpu._exec.protocol import Executor, Failure, Result, Task, WorkerReady
 from hydrax_gpu._plan import BatchPlan
+from hydrax_gpu.errors import PlacementError
 
 __all__ = ["END", "Delivery", "Entry", "Failed", "Placer", "Runner"]
 
@@ -152,14 +154,20 @@ class Runner:
             for effect in self.core.step(current):
                 self._carry_out(effect)
 
+    def start(self) -> None:
+        """Starts the workers and the core."""
+        self.executor.start()
+        self.handle(Start())
+
     def pump(self, timeout: float | None) -> bool:
         """Waits for messages up to `timeout` seconds and handles them; returns whether there were any."""
         self._sync_taken()
-        if self.core.starved and self._placer.deferred:
+        if self._placer.deferred and self.core.starved:
             # JAX drops its references to NumPy memory only when something calls into it, and a consumer that waits
             # in next() never will. So we do, ever less often.
             self._placer.collect()
             timeout = 0.01 if timeout is None else min(timeout, 0.01)
+        self.executor.flush()  # right before the wait, or an answer to what is still queued would be waited for
         messages = self.inbox.wait(timeout, self._may_sleep)
         self.wants_taken = False
         for message in messages:
@@ -229,8 +237,13 @@ class Runner:
                 partial(self.inbox.post, Released(slot, generation)),
             )
             batch = self._make_batch(plan, arrays, load.additional)
-        except Exception as error:
+        except PlacementError as error:
             self._messages.append(PlacementFailed(slot, generation, error))
+            return
+        except Exception as error:
+            wrapped = PlacementError(f"a batch could not be handed to JAX: {describe(error)}")
+            wrapped.__cause__ = error
+            self._messages.append(PlacementFailed(slot, generation, wrapped))
             return
         if lent:
             self.lent[slot] = Lent(weakref.ref(batch), {name: weakref.ref(array) for name, array in arrays.items()})

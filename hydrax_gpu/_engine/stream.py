@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import time
 
-from hydrax_gpu._engine.messages import Start
 from hydrax_gpu._engine.runner import END, Delivery, Entry, Failed, Runner
 from hydrax_gpu._engine.thread import EngineThread
 from hydrax_gpu.errors import BatchTimeoutError
@@ -37,8 +36,7 @@ class Stream:
         if self._engine is not None:
             self._engine.start()
         else:
-            self._runner.executor.start()
-            self._runner.handle(Start())
+            self._runner.start()
 
     def close(self) -> None:
         """Ends the engine and its workers and drops the batches that were not taken. Idempotent."""

@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 
-from hydrax_gpu._engine.messages import Start, Stop
+from hydrax_gpu._engine.messages import Stop
 from hydrax_gpu._engine.runner import Failed, Runner
 
 __all__ = ["EngineThread"]
@@ -38,8 +38,7 @@ class EngineThread:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         runner = self._runner
         try:
-            runner.executor.start()
-            runner.handle(Start())
+            runner.start()
             while not self._closing:
                 runner.pump(None)
         except Exception as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -11,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 
 from hydrax_gpu._exec.protocol import Failure, LoaderFunc, Task
-from hydrax_gpu._mem import Arena
+from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._spec import Layout
 
 __all__ = ["ChunkRunner", "describe", "format_traceback"]
@@ -80,11 +79,15 @@ def _nothing(count: int) -> list[dict[str, Any] | None]:
 
 def describe(error: BaseException) -> str:
     """`ValueError: the text`, the way a traceback ends."""
+    import traceback  # costs a worker's start some milliseconds, and most never need it
+
     return "".join(traceback.format_exception_only(error)).strip()
 
 
 def format_traceback(error: BaseException) -> str:
     """The traceback as text, from the user's function on: our own frame above it is left out."""
+    import traceback
+
     frames = error.__traceback__
     if frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections import deque
 
-from hydrax_gpu._exec.chunk import ChunkRunner
-from hydrax_gpu._exec.protocol import Inbox, Result, Task, WorkerReady, WorkSpec
-from hydrax_gpu._mem import Arena
+from hydrax_gpu._exec.chunk import ChunkRunner, describe, format_traceback
+from hydrax_gpu._exec.protocol import Inbox, Result, Task, WorkerLost, WorkerReady, WorkSpec
+from hydrax_gpu._mem.arena import Arena
 
 __all__ = ["InlineExecutor"]
 
@@ -26,12 +26,20 @@ class InlineExecutor:
         return 1
 
     def start(self) -> None:
-        if self._startup is not None:
-            self._startup()
+        try:
+            if self._startup is not None:
+                self._startup()
+        except (Exception, SystemExit) as error:
+            text = f"startup_func raised {describe(error)}"
+            self._inbox.post(WorkerLost(0, os.getpid(), None, text, format_traceback(error), error))
+            return
         self._inbox.post(WorkerReady(0, os.getpid(), 0, False))
 
     def submit(self, worker: int, task: Task) -> None:
         self._tasks.append(task)
+
+    def flush(self) -> None:
+        pass
 
     def run_one(self) -> bool:
         if not self._tasks:

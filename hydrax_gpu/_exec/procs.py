@@ -28,7 +28,7 @@ from typing import Any, cast
 from hydrax_gpu import errors
 from hydrax_gpu._exec.framing import FrameReader, encode, frame
 from hydrax_gpu._exec.protocol import Failure, Inbox, Result, Task, WorkerLost, WorkerReady, WorkSpec
-from hydrax_gpu._mem import Arena
+from hydrax_gpu._mem.arena import Arena
 
 __all__ = ["ProcessExecutor"]
 
@@ -74,7 +74,11 @@ class ProcessExecutor:
         self._arena.mapping.close_fd()
 
     def submit(self, worker: int, task: Task) -> None:
-        self._workers[worker].send(encode(tuple(task)))
+        self._workers[worker].queue(encode(tuple(task)))
+
+    def flush(self) -> None:
+        for worker in self._workers:
+            worker.flush()
 
     def run_one(self) -> bool:
         return False
@@ -98,6 +102,7 @@ class _Worker:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._reader = FrameReader()
+        self._queued: list[bytes] = []
         self._unsent: bytes = b""
         self._started_ns = 0
 
@@ -112,15 +117,24 @@ class _Worker:
             self._process = subprocess.Popen(
                 [os.fsdecode(spawn.get_executable() or sys.executable), *flags(), "-c", _BOOTSTRAP, arguments],
                 stdin=subprocess.DEVNULL,
+                env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
                 pass_fds=(theirs.fileno(), arena.mapping.fd),
             )
         self._socket = ours
         self._inbox.register(ours.fileno(), self._on_event)
         shape = arena.shape
-        preparation = spawn.get_preparation_data("hydrax_gpu-loader")
-        preparation.pop("authkey", None)  # a secret for multiprocessing's own connections, of which there are none
-        self.send(encode((self.index, os.getpid(), (shape.depth, shape.stride, shape.workers), preparation)))
+        self.send(encode((self.index, os.getpid(), tuple(shape), sys.argv, _main_module())))
         self.send(frame(spec))
+
+    def queue(self, data: bytes) -> None:
+        """Sends with the next `flush`: one system call, and one waking of the worker, for all that is queued."""
+        self._queued.append(data)
+
+    def flush(self) -> None:
+        if self._queued:
+            data = b"".join(self._queued)
+            self._queued.clear()
+            self.send(data)
 
     def send(self, data: bytes) -> None:
         """Sends without ever blocking: what the kernel does not take now goes out when it is writable."""
@@ -210,6 +224,12 @@ def _pickle_spec(spec: WorkSpec) -> bytes:
             "level of a module, or as an instance of a class defined there with __call__; lambdas and functions inside "
             "functions cannot be pickled. executor='thread' and executor='inline' take any callable."
         ) from error
+
+
+def _main_module() -> dict[str, Any]:
+    """How multiprocessing would find this process's main module again; empty where it cannot (an interactive one)."""
+    preparation = spawn.get_preparation_data("hydrax_gpu-loader")
+    return {key: value for key, value in preparation.items() if key.startswith("init_main")}
 
 
 def _search_path() -> list[str]:

@@ -142,6 +142,10 @@ class Executor(Protocol):
         """Queues a task at a worker; never blocks. Tasks of one worker run in the order of submission."""
         ...
 
+    def flush(self) -> None:
+        """Lets go of what is queued: tasks may wait for this."""
+        ...
+
     def run_one(self) -> bool:
         """Runs one queued task on the calling thread; False when this executor has workers of its own for that."""
         ...

@@ -10,7 +10,7 @@ import time
 
 from hydrax_gpu._exec.chunk import ChunkRunner, describe, format_traceback
 from hydrax_gpu._exec.protocol import Inbox, Result, Task, WorkerLost, WorkerReady, WorkSpec
-from hydrax_gpu._mem import Arena
+from hydrax_gpu._mem.arena import Arena
 
 __all__ = ["ThreadExecutor"]
 
@@ -37,6 +37,9 @@ class ThreadExecutor:
 
     def submit(self, worker: int, task: Task) -> None:
         self._queues[worker].put(task)
+
+    def flush(self) -> None:
+        pass
 
     def run_one(self) -> bool:
         return False

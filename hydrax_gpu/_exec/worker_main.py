@@ -10,10 +10,8 @@ import gc
 import os
 import pickle
 import signal
-import socket
 import sys
 from collections.abc import Iterator
-from multiprocessing import spawn
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -27,6 +25,7 @@ __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
 _RECEIVE = 1 << 18
+_ANSWER_NS = 200_000
 
 
 def main(fd: int, memory: int) -> NoReturn:
@@ -34,11 +33,12 @@ def main(fd: int, memory: int) -> NoReturn:
     role.become_worker()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    link = _Link(socket.socket(fileno=fd))
-    index, parent, shape, preparation = link.receive()
+    link = _Link(fd)
+    index, parent, shape, argv, main_module = link.receive()
     _die_with(parent)
     try:
-        _prepare(preparation)
+        sys.argv = argv
+        sys.modules["__main__"] = _LazyMain(main_module)
         arena = Arena.attach(ArenaShape(*shape), memory)
         loader, startup, layouts, nice = link.receive()
         if nice:
@@ -55,16 +55,18 @@ def main(fd: int, memory: int) -> NoReturn:
         task = Task(*link.receive())
         busy, additional, failures = runner.run(task)
         if additional is None and not failures:
-            link.send(encode(("done", task.chunk, busy, None, ())))
+            link.answer(encode(("done", task.chunk, busy, None, ())), busy)
         else:
-            link.send(_encode_result(task, busy, additional, failures))
+            link.answer(_encode_result(task, busy, additional, failures), busy)
 
 
 class _Link:
     """The worker's end of the socket. When the other end closes, the process ends."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
+    def __init__(self, fd: int) -> None:
+        self._fd = fd  # without the socket module, which a worker needs for nothing else
+        self._unsent: list[bytes] = []
+        self._unsent_ns = 0
         self._reader = FrameReader()
         self._messages: Iterator[Any] = iter(())
 
@@ -73,17 +75,34 @@ class _Link:
             # One at a time: how the second message is unpickled depends on what was done about the first.
             for message in self._messages:
                 return message
+            self.flush()
             try:
-                data = self._socket.recv(_RECEIVE)
+                data = os.read(self._fd, _RECEIVE)
             except OSError:
                 data = b""
             if not data:
                 _leave()
             self._messages = self._reader.feed(data)
 
+    def answer(self, data: bytes, busy_ns: int) -> None:
+        """Sends when there is nothing left to do, or when what is there took long: messages cost more than items."""
+        self._unsent.append(data)
+        self._unsent_ns += busy_ns
+        if self._unsent_ns > _ANSWER_NS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._unsent:
+            self.send(b"".join(self._unsent))
+            self._unsent.clear()
+            self._unsent_ns = 0
+
     def send(self, data: bytes) -> None:
         try:
-            self._socket.sendall(data)
+            sent = os.write(self._fd, data)
+            while sent < len(data):
+                data = data[sent:]
+                sent = os.write(self._fd, data)
         except OSError:
             _leave()
 
@@ -106,21 +125,13 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _prepare(preparation: dict[str, Any]) -> None:
-    """Takes over the parent's `sys.argv`, folder and so on; its main module only when a pickle asks for it.
-
-    A loader function in a module of its own thus never makes the worker run the training script's imports, jax among
-    them. Pickle reaches for a name in `__main__` by an attribute look-up on that module, which `_LazyMain` answers.
-    """
-    rest = {key: preparation.pop(key) for key in ("init_main_from_name", "init_main_from_path") if key in preparation}
-    preparation.pop("sys_path", None)
-    spawn.prepare(preparation)
-    if rest:
-        sys.modules["__main__"] = _LazyMain(rest)
-
-
 class _LazyMain(ModuleType):
-    """Stands for the parent's main module until something of it is needed."""
+    """Stands for the parent's main module until something of it is needed.
+
+    Pickle reaches for a name in `__main__` by an attribute look-up on that module. Only then is the script imported, as
+    multiprocessing would do it. So a loader function in a module of its own never makes a worker run the imports of the
+    training script, jax among them.
+    """
 
     def __init__(self, how: dict[str, Any]) -> None:
         super().__init__("__main__")
@@ -131,6 +142,8 @@ class _LazyMain(ModuleType):
             raise AttributeError(name)
         how = self.__dict__.pop("_how", None)
         if how is not None:
+            from multiprocessing import spawn
+
             spawn.prepare(how)
         real = sys.modules["__main__"]
         if real is self:  # its import is under way, or the parent's main cannot be imported

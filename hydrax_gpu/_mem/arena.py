@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from hydrax_gpu._mem.mapping import Mapping, attach, create
 
@@ -18,8 +17,7 @@ Lease: TypeAlias = "ctypes.Array[ctypes.c_ubyte]"
 """A window on a slot's bytes that NumPy takes as a buffer; see `Arena.lease`."""
 
 
-@dataclass(frozen=True, slots=True)
-class ArenaShape:
+class ArenaShape(NamedTuple):
     """All that another process needs to attach to an arena."""
 
     depth: int

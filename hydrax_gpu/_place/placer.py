@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias, cast
 import numpy as np
 import numpy.typing as npt
 
-from hydrax_gpu._mem import Arena
+from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._place import jaxio
 from hydrax_gpu._place.dlpack import to_jax
 from hydrax_gpu._plan import BatchPlan
@@ -153,6 +153,9 @@ class Placer:
     def _copy(self, entry: _Layout, views: dict[str, npt.NDArray[Any]]) -> MappingProxyType[str, Any]:
         if entry.copy is None:
             entry.copy = jaxio.copier(tuple(entry.dtypes.values()))
+            if all(view.dtype == entry.dtypes[name] for name, view in views.items()):
+                # The first batch does not wait for the compiler: JAX may keep, and share, a copy of our own.
+                return MappingProxyType({name: jaxio.jax().device_put(view.copy()) for name, view in views.items()})
         arrays = entry.copy(*views.values())
         # The call copies the slot either at once or on a thread of XLA's; only when the results are there is the slot
         # free for certain. For small arrays they always are.

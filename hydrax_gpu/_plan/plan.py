@@ -10,9 +10,8 @@ validation passes of V batches, the stream is I training batches, V validation b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, TypeAlias, final
+from typing import Literal, NamedTuple, TypeAlias, final
 
 from hydrax_gpu._plan.blocks import GroupBatches
 from hydrax_gpu._plan.groups import GroupPlan, ValidationPlan
@@ -26,8 +25,7 @@ ORDER_VERSION = 1
 """Goes up with every change that gives another order or other seeds for the same arguments."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchPlan:
+class BatchPlan(NamedTuple):
     """One batch of the stream.
 
     Attributes:

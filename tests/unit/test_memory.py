@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hydrax_gpu._mem import Arena, SlotState, SlotTable, create
-from hydrax_gpu._mem.mapping import HUGE_PAGE, attach
+from hydrax_gpu._mem.arena import Arena
+from hydrax_gpu._mem.mapping import HUGE_PAGE, attach, create
+from hydrax_gpu._mem.slots import SlotState, SlotTable
 
 
 def mapped_bytes(needle: str) -> int:
@@ -50,7 +51,7 @@ def test_another_process_sees_the_same_bytes() -> None:
     view[:4] = [1, 2, 3, 4]
     code = (
         "import sys, numpy as np\n"
-        "from hydrax_gpu._mem import attach\n"
+        "from hydrax_gpu._mem.mapping import attach\n"
         "m = attach(int(sys.argv[1]), int(sys.argv[2]))\n"
         "v = np.frombuffer(m.memory, np.uint8)\n"
         "assert v[:4].tolist() == [1, 2, 3, 4]; v[-1] = 99\n"

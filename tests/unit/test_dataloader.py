@@ -1,0 +1,861 @@
+"""The loader as its user sees it: what comes, what is refused, what is reported, and how it ends."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hydrax_gpu import (
+    BatchTimeoutError,
+    DataGroup,
+    Dataloader,
+    LoaderError,
+    PlacementError,
+    TrainingBatch,
+    ValidationBatch,
+    WorkerDied,
+    WorkerStartError,
+    debug_batch_references,
+)
+from tests import loaders
+
+ARRAYS = {"x": ((3,), np.uint8, np.float32), "y": ((), np.int32, np.int32)}
+
+
+def group(data: Any = range(10), size: int = 4, **options: Any) -> DataGroup[Any]:
+    return DataGroup(size, data, loader_arrays=options.pop("loader_arrays", ARRAYS), **options)
+
+
+def loader(load: Any = loaders.fill, training: Any = None, **options: Any) -> Dataloader[Any]:
+    options = {"executor": "inline", "end_at": ("epoch", 1)} | options
+    return Dataloader(load, group() if training is None else training, **options)
+
+
+def rows(it: Dataloader[Any]) -> list[list[int]]:
+    """The `y` of every batch of a run."""
+    found: list[list[int]] = []
+    with it:
+        for batch in it:
+            found.append(batch.arrays["y"].tolist())
+            del batch
+    return found
+
+
+def refused(kind: type[Exception], **options: Any) -> str:
+    with pytest.raises(kind) as caught:
+        loader(**options)
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """Nothing may rest on the garbage collector's coming by."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+# Values.
+
+
+@pytest.mark.parametrize("delivery", ["alias", "copy", "auto"])
+@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
+def test_every_executor_and_delivery_gives_the_same_values(executor: Any, delivery: Any) -> None:
+    it = loader(loaders.fill_and_tell, executor=executor, delivery=delivery, end_at=("epoch", 3), depth=2)
+    count = 0
+    with it:
+        for batch in it:
+            expected = [[0, 1, 2, 3], [4, 5, 6, 7]][count] if count < 2 else list(batch.indices)
+            assert batch.arrays["y"].tolist() == expected
+            assert np.asarray(batch.arrays["x"]).tolist() == [[i] * 3 for i in expected]
+            assert list(batch.additional["item"]) == expected
+            count += 1
+            del batch
+    assert count == 6
+    assert it.report().delivery == ("alias" if delivery == "alias" else "copy",)
+
+
+@pytest.mark.parametrize("size", [1, 700])
+def test_auto_copies_small_batches_and_shares_large_ones(size: int) -> None:
+    large = group(loader_arrays={"y": ((), "i4", "i4"), "x": ((size, 256), np.float32, np.float32)})
+    it = loader(training=large, delivery="auto")
+    assert rows(it) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert it.report().delivery == ("copy" if size == 1 else "alias",)
+
+
+def test_an_item_sees_its_own_rows_and_may_write_all_of_them() -> None:
+    def load(item: int, arrays: Any, seed: int | None) -> None:
+        assert isinstance(arrays, MappingProxyType) and list(arrays) == ["x", "y"]
+        assert arrays["x"].shape == (3,) and arrays["y"].shape == ()
+        assert arrays["x"].dtype == np.uint8 and arrays["x"].flags.writeable and arrays["x"].flags.c_contiguous
+        loaders.fill(item, arrays, seed)
+
+    assert rows(loader(load)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("executor", ["process", "thread"])
+@pytest.mark.parametrize(("workers", "depth"), [(3, 1), (2, 5)])
+def test_the_number_of_workers_and_the_depth_are_independent(executor: Any, workers: int, depth: int) -> None:
+    it = loader(executor=executor, loader_count=workers, depth=depth, end_at=("batch", 9), training=group(range(16)))
+    assert [sorted(batch) for batch in rows(it)[:4]] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert it.report().training_batches == 9 and it.report().depth == depth
+
+
+def test_items_of_processes_are_loaded_in_other_processes_and_those_of_threads_in_this_one() -> None:
+    for executor in ("process", "thread", "inline"):
+        it = loader(loaders.pid, executor=executor)
+        with it:
+            pids = {pid for batch in it for pid in batch.additional["pid"]}
+        assert (os.getpid() in pids) is (executor != "process")
+
+
+# Where it begins and ends.
+
+
+@pytest.mark.parametrize(
+    ("end_at", "count"),
+    [(("batch", 0), 0), (("batch", 1), 1), (("batch", 5), 5), (("epoch", 0), 0), (("epoch", 3), 6)],
+)
+def test_it_ends_before_the_batch_or_epoch_that_was_named(end_at: Any, count: int) -> None:
+    it = loader(end_at=end_at)
+    assert len(rows(it)) == count == it.last_batch
+
+
+def test_without_an_end_it_goes_on() -> None:
+    it = loader(end_at=None)
+    with it:
+        for _ in range(50):
+            batch = next(it)
+    assert batch.epoch == 24 and it.last_batch is None
+
+
+@pytest.mark.parametrize("start_at", [(1, 1), (0, 3), [1, 1], (np.int64(0), np.int64(3))])
+def test_it_begins_at_an_epoch_and_a_batch_of_which_there_may_be_more_than_an_epoch_has(start_at: Any) -> None:
+    whole, part = loader(end_at=("epoch", 4)), loader(end_at=("epoch", 4), start_at=start_at)
+    assert rows(part) == rows(whole)[3:]
+    assert (part.first_batch, part.last_batch) == (3, 8)
+    with loader(start_at=start_at, end_at=None) as it:
+        first = next(it)
+        assert (first.epoch, first.epoch_batch, first.batch_num) == (1, 1, 3)
+
+
+@pytest.mark.parametrize("start_at", [(1, 0), (9, 9)])
+def test_beginning_at_or_after_the_end_gives_nothing(start_at: Any) -> None:
+    assert rows(loader(start_at=start_at)) == []
+
+
+def test_the_iteration_stays_ended() -> None:
+    it = loader()
+    with it:
+        assert len(list(it)) == 2
+        assert list(it) == []
+        with pytest.raises(StopIteration):
+            next(it)
+    assert not it.interrupted
+
+
+def test_the_order_of_the_run_can_be_asked_for_beforehand() -> None:
+    it = loader(training=[group(), group(range(12))], validation=("batch", 2, group(range(9))))
+    assert (it.batches_per_epoch, it.batches_per_validation) == (5, 2)
+    assert (it.first_batch, it.last_batch, it.deterministic) == (0, 5, True)
+    assert loader(deterministic=False).deterministic is False
+    assert loader().batches_per_validation == 0
+
+
+# Use.
+
+
+def test_it_runs_in_a_with_block_only() -> None:
+    it = loader()
+    before = (
+        "the Dataloader is not running: it was not entered with a `with` block. Use `with loader:` around the loop."
+    )
+    for call in (it.interrupt, lambda: next(it), lambda: list(it)):
+        with pytest.raises(RuntimeError) as caught:
+            call()
+        assert str(caught.value) == before
+    with it:
+        next(it)
+    for call in (it.interrupt, lambda: next(it), lambda: list(it)):
+        with pytest.raises(RuntimeError, match="the Dataloader is not running: its `with` block was left"):
+            call()
+
+
+def test_it_is_entered_once() -> None:
+    it = loader()
+    with it, pytest.raises(RuntimeError, match="a Dataloader can be entered once"):
+        it.__enter__()
+    with pytest.raises(RuntimeError, match=r"make another one with start_at=loader.state\(\)"), it:
+        pass
+    assert len(rows(loader(start_at=it.state()))) == 2
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
+def test_an_error_in_the_loop_is_the_users_and_ends_the_loader(executor: Any) -> None:
+    it = loader(executor=executor, end_at=None)
+    with pytest.raises(ZeroDivisionError), it:
+        next(it)
+        raise ZeroDivisionError
+    assert not debug_batch_references()
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
+def test_a_loader_that_is_left_at_once_leaves_nothing(executor: Any) -> None:
+    with loader(executor=executor, loader_count=2):
+        pass
+
+
+def test_two_loaders_at_once_and_one_inside_the_other() -> None:
+    outer = loader(executor="thread", end_at=("epoch", 2))
+    found = []
+    with outer, loader(executor="process", end_at=("epoch", 2)) as beside:
+        for one, other in zip(outer, beside, strict=True):
+            inner = rows(loader(training=group(one.arrays["y"].tolist(), 2)))
+            assert one.arrays["y"].tolist() == other.arrays["y"].tolist() == inner[0] + inner[1]
+            found += inner
+            del one, other
+    assert len(found) == 8
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
+def test_a_loader_runs_in_a_thread_of_the_users(executor: Any) -> None:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(rows(loader(executor=executor))))
+    thread.start()
+    thread.join()
+    assert found == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_groups_may_be_shared_by_loaders() -> None:
+    it = group()
+    with loader(training=it) as one, loader(training=it, validation=("epoch", 1, it)) as other:
+        assert next(one).group is it is next(other).group
+
+
+# Validation.
+
+
+def test_validation_comes_each_time_it_is_due_and_from_its_beginning() -> None:
+    it = loader(
+        end_at=("epoch", 4),
+        validation=("batch", 4, group(range(100, 108))),
+        training=group(range(10), shuffle_first=True),
+    )
+    kinds, validated, numbers = "", [], []
+    with it:
+        for batch in it:
+            kinds += type(batch).__name__[0]
+            if isinstance(batch, ValidationBatch):
+                validated.append(batch.arrays["y"].tolist())
+                numbers.append((batch.validation_epoch, batch.validation_epoch_batch, batch.validation_batch_num))
+            else:
+                assert isinstance(batch, TrainingBatch)
+            del batch
+    assert kinds == "TTTTVV" * 2
+    assert validated == [[100, 101, 102, 103], [104, 105, 106, 107]] * 2
+    assert numbers == [(0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "interval", "end_at", "kinds"),
+    [
+        ("epoch", 1, ("epoch", 2), "TTVTTV"),
+        ("epoch", 2, ("epoch", 5), "TTTTVTTTTVTT"),
+        ("batch", 3, ("batch", 7), "TTTVTTTVT"),
+        ("batch", 1, ("batch", 2), "TVTV"),
+        ("batch", 5, ("batch", 4), "TTTT"),
+    ],
+)
+def test_the_interval_counts_batches_or_epochs(mode: Any, interval: int, end_at: Any, kinds: str) -> None:
+    it = loader(validation=(mode, interval, group(range(4))), end_at=end_at)
+    with it:
+        assert "".join(type(batch).__name__[0] for batch in it) == kinds
+
+
+def test_several_validation_groups_belong_to_one_pass() -> None:
+    groups = [group(range(100, 104)), group(range(200, 208))]
+    it = loader(validation=("epoch", 1, groups), interleave_groups=False)
+    with it:
+        passes = [(batch.group, batch.validation_epoch_batch) for batch in it if batch.is_validation]
+    assert passes == [(groups[0], 0), (groups[1], 1), (groups[1], 2)]
+
+
+def test_a_run_that_begins_later_validates_when_the_whole_run_would() -> None:
+    it = loader(validation=("batch", 3, group(range(4))), start_at=(1, 0), end_at=("batch", 6))
+    with it:
+        found = [(type(b).__name__[0], b.validation_epoch if b.is_validation else b.batch_num) for b in it]
+    assert found == [("T", 2), ("V", 0), ("T", 3), ("T", 4), ("T", 5), ("V", 1)]
+
+
+# Several groups.
+
+
+def order_of(groups: list[DataGroup[Any]], **options: Any) -> list[int]:
+    it = loader(training=groups, **options)
+    with it:
+        return [groups.index(batch.group) for batch in it]
+
+
+def three_groups(**options: Any) -> list[DataGroup[Any]]:
+    return [group(range(n), 2, **{k: v[i] for k, v in options.items()}) for i, n in enumerate((4, 8, 2))]
+
+
+def test_groups_follow_each_other_or_take_turns() -> None:
+    assert order_of(three_groups(), interleave_groups=False, end_at=("epoch", 2)) == [0, 0, 1, 1, 1, 1, 2] * 2
+    turns = order_of(three_groups(), end_at=("epoch", 2))
+    assert turns == [0, 1, 2, 1, 0, 1, 1] * 2
+
+
+@pytest.mark.parametrize("weights", [(1, 1, 1), (5, 3, 2), (0.7, 0.2, 0.1), (1, 97, 2)])
+def test_weights_hold_to_within_one_batch_after_every_step(weights: tuple[float, ...]) -> None:
+    order = order_of(three_groups(weight=weights), end_at=("batch", 300))
+    counts: Counter[int] = Counter()
+    for step, which in enumerate(order, start=1):
+        counts[which] += 1
+        for index, weight in enumerate(weights):
+            assert abs(counts[index] - step * weight / sum(weights)) <= 1
+
+
+# Items that fill no batch.
+
+
+def test_dropped_items_are_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "hydrax_gpu"):
+        it = loader(end_at=("epoch", 3))
+        assert rows(it)[:2] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [record.getMessage() for record in caplog.records] == [
+        "training group 0: 2 of 10 items do not fill a batch of 4 and are left out of each pass "
+        "(remainder='drop'; 'pad' and 'short' keep them)"
+    ]
+    report = it.report()
+    assert (report.items, report.dropped_items, report.padded_rows) == (24, 6, 0)
+
+
+def test_items_that_validation_drops_are_counted_and_logged_too(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "hydrax_gpu"):
+        it = loader(training=group(range(8)), validation=("epoch", 1, group(range(7))), end_at=("epoch", 3))
+        assert len(rows(it)) == 9
+    (record,) = caplog.records
+    assert record.getMessage().startswith("validation group 0: 3 of 7 items do not fill a batch of 4")
+    assert it.report().dropped_items == 9
+
+
+@pytest.mark.parametrize("remainder", ["pad", "short"])
+@pytest.mark.parametrize("delivery", ["alias", "copy"])
+def test_pad_and_short_keep_all_items(remainder: Any, delivery: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "hydrax_gpu"):
+        it = loader(loaders.fill_and_tell, group(remainder=remainder), delivery=delivery, end_at=("epoch", 2))
+        batches = rows(it)
+    assert batches[2] == ([8, 9, 8, 9] if remainder == "pad" else [8, 9])
+    report = it.report()
+    assert (report.items, report.dropped_items) == (20, 0)
+    assert report.padded_rows == (4 if remainder == "pad" else 0)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("delivery", ["alias", "copy"])
+@pytest.mark.parametrize("executor", ["process", "thread"])
+def test_padding_repeats_arrays_and_additional_data(executor: Any, delivery: Any) -> None:
+    it = loader(loaders.fill_and_tell, group(range(3), 8, remainder="pad"), executor=executor, delivery=delivery)
+    with it:
+        (batch,) = it
+        expected = [0, 1, 2, 0, 1, 2, 0, 1]
+        assert batch.arrays["y"].tolist() == list(batch.additional["item"]) == list(batch.data) == expected
+        assert batch.get_additional("odd", 4) == "odd 1"
+        assert batch.valid.sum() == 3
+
+
+# The report.
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
+def test_the_report_says_what_was_done(executor: Any) -> None:
+    it = loader(
+        training=[group(remainder="pad"), group(weight=None)],
+        validation=("epoch", 1, group(range(8))), executor=executor, depth=2, end_at=("epoch", 2),
+    )  # fmt: skip
+    fresh = it.report()
+    assert (fresh.batches, fresh.items, fresh.seconds, fresh.first_batch_seconds) == (0, 0, 0.0, None)
+    assert (fresh.workers, fresh.delivery, fresh.verdict) == ((), (), "too few batches to tell")
+    rows(it)
+    report = it.report()
+    assert (report.training_batches, report.validation_batches, report.batches) == (10, 4, 14)
+    assert (report.items, report.padded_rows, report.dropped_items) == (2 * (10 + 8 + 8), 4, 4)
+    assert (report.executor, report.depth, report.delivery) == (executor, 2, ("copy",) * 3)
+    assert report.first_batch_seconds is not None and 0 < report.first_batch_seconds <= report.seconds
+    assert 0 <= report.first_wait_seconds <= report.wait_seconds <= report.seconds
+    assert 0 <= report.waits <= report.batches + 1 and 0 <= report.wait_share <= 1
+    assert report.busy_seconds > 0 and report.items_per_second > 0 and report.memory_bytes >= 2 * 512
+    (worker,) = report.workers
+    assert (worker.pid == os.getpid()) is (executor != "process")
+    assert not worker.imported_jax and worker.start_seconds >= 0
+    assert report.notes == () and report.bad == ()
+    assert it.report() == report, "it stands still when the `with` block is left"
+
+
+def test_the_report_can_be_read() -> None:
+    it = loader(end_at=("epoch", 2))
+    rows(it)
+    text = str(it.report())
+    assert "batches       4 training, 0 validation\n" in text
+    assert "left out      4 items dropped, 0 bad; 0 rows padded\n" in text
+    assert "1 x inline" in text and "delivery: copy\n" in text
+    assert "verdict       " in text and text.isascii()
+
+
+def test_the_report_notes_exact_ratios() -> None:
+    it = loader(training=three_groups(weight=(0.5, 0.25, 0.25)))
+    assert it.report().notes == tuple(
+        f"a training group supplies exactly {ratio} of the batches" for ratio in ("1/2", "1/4", "1/4")
+    )
+
+
+def test_idle_time_is_that_since_the_last_call() -> None:
+    it = loader()
+    assert it.idle_usec() == 0
+    with it:
+        list(it)
+        first = it.idle_usec()
+        assert first > 0 and it.idle_usec() == 0
+    assert first <= it.report().wait_seconds * 1e6
+
+
+# Interrupting.
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
+def test_another_thread_may_end_the_iteration(executor: Any) -> None:
+    it = loader(executor=executor, end_at=None)
+    count = 0
+    with it:
+        for batch in it:
+            count += 1
+            if count == 3:
+                thread = threading.Thread(target=it.interrupt)
+                thread.start()
+                thread.join()
+            del batch
+        assert list(it) == []
+    assert count == 3 and it.interrupted
+    assert it.state()["epoch"] == 1 and it.state()["batch"] == 1, "three batches, of two an epoch"
+
+
+def test_a_consumer_that_waits_is_woken() -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def load(item: int, arrays: Any, seed: int | None) -> None:
+        begun.set()
+        release.wait()
+
+    it = loader(load, executor="thread", timeout_sec=0)
+
+    def interrupt() -> None:
+        begun.wait()
+        it.interrupt()
+
+    with it:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        assert list(it) == []
+        release.set()  # or the worker could not be waited for
+        thread.join()
+
+
+# Placement by the user.
+
+
+def test_placement_func_is_given_arrays_layouts_additional_data_and_group() -> None:
+    training, validation = group(remainder="pad"), group(range(100, 104))
+    calls: list[DataGroup[Any]] = []
+
+    def place(arrays: Any, layouts: Any, additional: Any, group: Any) -> Any:
+        calls.append(group)
+        assert isinstance(arrays, MappingProxyType) and list(arrays) == ["x", "y"]
+        assert all(type(array) is np.ndarray for array in arrays.values())
+        assert arrays["x"].shape == (4, 3) and arrays["x"].dtype == np.uint8
+        assert layouts is group.loader_layouts
+        assert isinstance(additional, MappingProxyType)
+        assert list(additional["item"]) == arrays["y"].tolist(), "padding included"
+        return {"x": jnp.array(arrays["x"]) * 2, "y": jnp.array(arrays["y"])}
+
+    it = loader(
+        loaders.fill_and_tell, training, validation=("epoch", 1, validation), placement_func=place, executor="thread"
+    )
+    with it:
+        for batch in it:
+            assert (batch.arrays["x"][:, 0] == batch.arrays["y"] * 2).all()
+            assert list(batch.additional["item"]) == batch.arrays["y"].tolist()
+            del batch
+    assert calls == [training] * 3 + [validation]
+    assert it.report().delivery == ("user", "user")
+
+
+PLACEMENTS = {
+    "asarray": lambda arrays, *_: {name: jnp.asarray(array) for name, array in arrays.items()},
+    "array": lambda arrays, *_: {name: jnp.array(array) for name, array in arrays.items()},
+    "device_put": lambda arrays, *_: jax.device_put(dict(arrays)),
+    "second device": lambda arrays, *_: jax.device_put(dict(arrays), jax.devices()[1]),
+}
+LARGE = {"y": ((), np.int32, np.int32), "x": ((64,), np.float32, np.float32)}
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("how", PLACEMENTS)
+@pytest.mark.usefixtures("without_collector")
+def test_memory_comes_back_from_jax_although_nobody_calls_it(how: str, depth: int) -> None:
+    it = loader(
+        training=group(range(8), loader_arrays=LARGE), placement_func=PLACEMENTS[how], executor="thread",
+        depth=depth, end_at=("batch", 200), timeout_sec=30,
+    )  # fmt: skip
+    count = 0
+    with it:
+        for batch in it:
+            count += 1
+            del batch
+    assert count == 200
+
+
+@pytest.mark.parametrize("executor", ["thread", "inline"])
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("how", PLACEMENTS)
+@pytest.mark.usefixtures("without_collector")
+def test_no_batch_changes_while_it_is_looked_at(how: str, depth: int, executor: Any) -> None:
+    training = group(range(4 * 50), loader_arrays=LARGE)
+    it = loader(
+        training=training, placement_func=PLACEMENTS[how], executor=executor, depth=depth, end_at=("epoch", 1),
+        timeout_sec=30,
+    )  # fmt: skip
+    kept: list[Any] = []
+    with it:
+        # Not enumerate(it), which keeps its last tuple, and the batch in it, while it waits for the next.
+        for batch in it:
+            kept.append(batch)
+            del batch
+            if len(kept) == depth:
+                for old in kept:
+                    expected = np.arange(4 * old.batch_num, 4 * old.batch_num + 4)
+                    assert np.asarray(old.arrays["y"]).tolist() == expected.tolist()
+                    assert (np.asarray(old.arrays["x"]) == expected[:, None]).all()
+                    del old
+                kept.pop(0)
+    assert it.report().training_batches == 50
+
+
+def no_placement(*_: Any) -> Any:
+    raise OSError("no such device")
+
+
+def test_what_placement_func_raises_is_the_cause_of_a_placement_error() -> None:
+    with loader(placement_func=no_placement) as it:
+        with pytest.raises(PlacementError) as caught:
+            next(it)
+        assert str(caught.value) == "placement_func raised OSError: no such device"
+        assert isinstance(caught.value.__cause__, OSError)
+        with pytest.raises(PlacementError):
+            next(it)
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [
+        (lambda arrays: None, "placement_func returned NoneType, wanted a dict of jax.Arrays with the keys ['x', 'y']"),
+        (lambda arrays: {"x": jnp.zeros(4)}, "placement_func returned the arrays ['x'], wanted ['x', 'y']"),
+        (lambda arrays: dict(arrays), "placement_func returned ndarray for array 'x', wanted a jax.Array"),
+    ],
+)
+@pytest.mark.parametrize("executor", ["thread", "inline"])
+def test_what_placement_func_must_not_return(returned: Any, text: str, executor: Any) -> None:
+    it = loader(placement_func=lambda arrays, *_: returned(arrays), executor=executor)
+    with it, pytest.raises(PlacementError) as caught:
+        next(it)
+    assert str(caught.value) == text
+
+
+# Loader functions that fail.
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
+def test_an_item_that_fails_is_an_error_at_its_batch(executor: Any) -> None:
+    it = loader(loaders.FailsFor(6), group(range(20), seed=3), executor=executor, loader_count=2, depth=4)
+    with it:
+        assert next(it).arrays["y"].tolist() == [0, 1, 2, 3]
+        with pytest.raises(LoaderError) as caught:
+            next(it)
+        with pytest.raises(LoaderError):
+            next(it)
+    error = caught.value
+    assert (error.item_index, error.group_index, error.validation, error.epoch) == (6, 0, False, 0)
+    assert isinstance(error.seed, int)
+    assert isinstance(error.__cause__, ValueError) and str(error.__cause__) == "item 6 is broken"
+    assert "ValueError: item 6 is broken" in str(error) and "in __call__" in error.worker_traceback
+    state = it.state()
+    assert (state["epoch"], state["batch"]) == (0, 1), "the state stands before the batch that could not be had"
+
+
+def test_an_error_in_validation_says_so() -> None:
+    it = loader(loaders.FailsFor(102), validation=("batch", 1, group(range(100, 104))))
+    with it:
+        next(it)
+        with pytest.raises(LoaderError, match="for item 2 of validation group 0") as caught:
+            next(it)
+    assert caught.value.validation and caught.value.seed is None
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
+def test_what_a_loader_function_must_not_return(executor: Any) -> None:
+    it = loader(loaders.returns_a_list, executor=executor)
+    with it, pytest.raises(LoaderError) as caught:
+        next(it)
+    assert isinstance(caught.value.__cause__, TypeError)
+    assert "the loader function returned list, wanted a dict of additional data or None" in str(caught.value)
+    assert caught.value.item_index == 0
+
+
+def test_additional_data_that_cannot_be_pickled_fails_its_item() -> None:
+    with loader(loaders.returns_a_lambda, executor="process") as it:
+        with pytest.raises(LoaderError) as caught:
+            next(it)
+        assert caught.value.item_index == 2
+        assert "the additional data that the loader function returned cannot be pickled" in str(caught.value)
+
+
+@pytest.mark.parametrize("executor", ["thread", "inline"])
+def test_additional_data_need_not_be_picklable_in_this_process(executor: Any) -> None:
+    with loader(loaders.returns_a_lambda, executor=executor) as it:
+        assert next(it).get_additional("x", 2)() == 0
+
+
+def test_a_descriptor_that_cannot_be_pickled_fails_its_item() -> None:
+    with loader(training=group([0, 1, lambda: 2, 3]), executor="process") as it, pytest.raises(LoaderError) as caught:
+        next(it)
+    assert "could not be sent to a worker" in str(caught.value)
+
+
+def test_a_descriptor_that_cannot_be_had_fails_its_item() -> None:
+    class Broken(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            if index == 5:
+                raise OSError("the list of files is gone")
+            return super().__getitem__(index)
+
+    with loader(training=group(Broken(range(8)))) as it:
+        next(it)
+        with pytest.raises(LoaderError, match="the list of files is gone") as caught:
+            next(it)
+    assert caught.value.item_index == 5 and isinstance(caught.value.__cause__, OSError)
+
+
+def test_a_loader_function_that_cannot_be_pickled_is_refused_with_advice() -> None:
+    it = loader(lambda item, arrays, seed: None, executor="process")
+    with pytest.raises(TypeError) as caught, it:
+        pass
+    assert "the loader function or startup_func cannot be sent to worker processes" in str(caught.value)
+    assert "executor='thread' and executor='inline' take any callable" in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("executor", ["thread", "inline"])
+def test_any_callable_works_in_this_process(executor: Any) -> None:
+    assert rows(loader(lambda *arguments: loaders.fill(*arguments), executor=executor))[0] == [0, 1, 2, 3]
+
+
+def test_a_worker_that_is_killed_is_an_error_with_its_status_and_items() -> None:
+    with loader(loaders.die, executor="process", depth=1) as it:
+        next(it)
+        with pytest.raises(WorkerDied) as caught:
+            next(it)
+    assert caught.value.exitcode == -9 and caught.value.items == [4, 5, 6, 7]
+
+
+def test_a_loader_function_that_hangs_is_named_after_the_timeout() -> None:
+    begun, release = threading.Event(), threading.Event()
+
+    def load(item: int, arrays: Any, seed: int | None) -> None:
+        begun.set()
+        release.wait()
+
+    with loader(load, executor="thread", timeout_sec=0.01) as it:
+        begun.wait()
+        with pytest.raises(BatchTimeoutError) as caught:
+            next(it)
+        release.set()
+    assert "no batch has been produced for 0.01 seconds (timeout_sec)" in str(caught.value)
+    assert "Worker 0 was given items [0, 1, 2, 3" in str(caught.value)
+    assert isinstance(caught.value, TimeoutError)
+
+
+def set_timeout(it: Dataloader[Any], seconds: float) -> None:
+    # A run has one timeout. A test that expects some batches and waits in vain for others needs two, or luck.
+    assert it._stream is not None
+    it._stream._timeout = seconds
+
+
+def test_batches_that_are_kept_are_named_after_the_timeout_and_can_be_found() -> None:
+    it = loader(executor="thread", depth=1, delivery="alias")
+    with it:
+        kept = next(it)
+        set_timeout(it, 0.01)
+        with pytest.raises(BatchTimeoutError, match="All slots are lent") as caught:
+            next(it)
+        first, *holders = debug_batch_references().splitlines()
+        assert first == "slot 0: <TrainingBatch 0 of epoch 0: x: float32[4, 3], y: int32[4]> is held by"
+        assert len(holders) == 1, "the search does not find itself"
+        assert holders[0].startswith(
+            "  local variable kept of test_batches_that_are_kept_are_named_after_the_timeout_and_can_be_found ("
+        )
+        del kept, caught
+        assert "TrainingBatch 0" not in debug_batch_references(), "nor does it keep what it found"
+        set_timeout(it, 60)
+        batch = next(it)
+        assert batch.arrays["y"].tolist() == [4, 5, 6, 7], "the run can go on"
+        del batch
+
+
+def test_an_array_that_outlives_its_batch_can_be_found() -> None:
+    class Log:
+        def __init__(self, value: Any) -> None:
+            self.values = [value]
+
+    with loader(delivery="alias", end_at=("batch", 1)) as it:
+        log = Log(next(it).arrays["y"])
+        first, *holders = debug_batch_references().splitlines()
+        assert first == "slot 0: array 'y' of a batch that is gone is held by"
+        assert holders[0] == "  list of 1, index [0]"
+        assert any("local variable log of test_an_array" in holder for holder in holders)
+        log.values.clear()
+        assert debug_batch_references() == ""
+
+
+# Starting.
+
+
+def test_startup_func_runs_in_each_process(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR)  # for reading; and writers need not wait for a reader
+    it = loader(loaders.pid, executor="process", loader_count=2, startup_func=loaders.WritesPid(str(path)))
+    with it:
+        started = {int(os.read(pipe, 16)) for _ in range(2)}
+        loaded = {pid for batch in it for pid in batch.additional["pid"]}
+    os.close(pipe)
+    assert len(started) == 2 and os.getpid() not in started
+    assert loaded <= started
+
+
+def test_startup_func_runs_in_each_thread() -> None:
+    together = threading.Barrier(3, timeout=60)
+    with loader(executor="thread", loader_count=2, startup_func=together.wait) as it:
+        together.wait()
+        assert len(list(it)) == 2
+
+
+def test_startup_func_runs_in_this_thread() -> None:
+    calls: list[threading.Thread] = []
+    with loader(startup_func=lambda: calls.append(threading.current_thread())) as it:
+        list(it)
+    assert calls == [threading.main_thread()]
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
+def test_a_startup_func_that_raises_is_the_cause_of_a_worker_start_error(executor: Any) -> None:
+    it = loader(executor=executor, startup_func=loaders.fails_to_start)
+    with it, pytest.raises(WorkerStartError) as caught:
+        next(it)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert "no such licence server" in str(caught.value) and "in fails_to_start" in str(caught.value)
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "text"),
+    [
+        (TypeError, {"load": None}, "loader_func: got None, wanted a callable"),
+        (TypeError, {"load": "load"}, "loader_func: got 'load', wanted a callable"),
+        (TypeError, {"startup_func": 3}, "startup_func: got 3, wanted a callable"),
+        (TypeError, {"placement_func": 3}, "placement_func: got 3, wanted a callable"),
+        (TypeError, {"training": 3}, "training: got int, wanted a DataGroup or several"),
+        (TypeError, {"training": [3]}, "training: got int among the groups, wanted DataGroups"),
+        (ValueError, {"training": []}, "training: got no DataGroup, wanted at least one"),
+        (ValueError, {"executor": "fork"}, "executor: got 'fork', wanted one of 'process', 'thread', 'inline'"),
+        (ValueError, {"delivery": None}, "delivery: got None, wanted one of 'auto', 'alias', 'copy'"),
+        (ValueError, {"depth": 0}, "depth: got 0, wanted at least 1"),
+        (TypeError, {"depth": 1.5}, "depth: got 1.5, wanted an integer"),
+        (ValueError, {"loader_count": 0}, "loader_count: got 0, wanted at least 1"),
+        (TypeError, {"loader_count": True}, "loader_count: got True, wanted an integer"),
+        (ValueError, {"loader_nice": -1}, "loader_nice: got -1, wanted at least 0"),
+        (ValueError, {"cacher_count": -1}, "cacher_count: got -1, wanted at least 0"),
+        (TypeError, {"end_at": 5}, "end_at: got 5, wanted ('batch' or 'epoch', n), or None"),
+        (TypeError, {"end_at": ("batch",)}, "end_at: got ('batch',), wanted ('batch' or 'epoch', n), or None"),
+        (ValueError, {"end_at": ("step", 5)}, "end_at unit: got 'step', wanted one of 'batch', 'epoch'"),
+        (ValueError, {"end_at": ("batch", -1)}, "end_at: got -1, wanted at least 0"),
+        (TypeError, {"end_at": ("batch", 1.0)}, "end_at: got 1.0, wanted an integer"),
+        (
+            TypeError,
+            {"start_at": 3},
+            "start_at: got 3, wanted (epoch, batch), both at least 0, or what state() returned",
+        ),
+        (
+            ValueError,
+            {"start_at": (0, -1)},
+            "start_at: got (0, -1), wanted (epoch, batch), both at least 0, or what state() returned",
+        ),
+        (
+            TypeError,
+            {"start_at": (0, "1")},
+            "start_at: got (0, '1'), wanted (epoch, batch), both at least 0, or what state() returned",
+        ),
+        (TypeError, {"validation": 3}, "validation: got 3, wanted ('batch' or 'epoch', interval, groups)"),
+        (ValueError, {"validation": ("step", 1, 0)}, "validation mode: got 'step', wanted one of 'batch', 'epoch'"),
+        (ValueError, {"validation": ("batch", 0, 0)}, "validation interval: got 0, wanted at least 1"),
+        (TypeError, {"validation": ("batch", 1, 0)}, "validation: got int, wanted a DataGroup or several"),
+        (ValueError, {"validation": ("batch", 1, [])}, "validation: got no DataGroup, wanted at least one"),
+    ],
+    ids=str,
+)
+def test_arguments_that_are_refused(kind: type[Exception], options: dict[str, Any], text: str) -> None:
+    assert refused(kind, **options) == text
+
+
+def test_weights_that_are_refused() -> None:
+    assert "group 1 has none" in refused(ValueError, training=[group(weight=1), group()])
+    for weight in (0, -1, float("nan"), float("inf")):
+        message = refused(ValueError, training=[group(weight=weight), group(weight=1)])
+        assert f"a weight must be a finite number above 0, got {weight!r} for group 0" in message
+    weighted = ("epoch", 1, [group(), group(weight=1)])
+    assert "validation group 1 has weight 1" in refused(ValueError, validation=weighted)
+
+
+def test_a_timeout_of_zero_or_less_waits_for_ever() -> None:
+    for timeout in (0, -1):
+        assert len(rows(loader(executor="thread", timeout_sec=timeout))) == 2
+
+
+def test_all_arguments_after_the_groups_have_names() -> None:
+    with pytest.raises(TypeError):
+        Dataloader(loaders.fill, group(), None)  # type: ignore[misc]
+
+
+def test_what_jax_refuses_is_a_placement_error_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> Any:
+        raise ValueError("no room on the device")
+
+    monkeypatch.setattr("hydrax_gpu._place.placer.to_jax", refuse)
+    with pytest.raises(PlacementError, match="no room on the device") as caught, loader(delivery="alias") as it:
+        next(it)
+    assert isinstance(caught.value.__cause__, ValueError)
