@@ -1,12 +1,13 @@
 """The engine's hands: feeds the core with messages and carries its effects out.
 
-A runner belongs to one thread at a time: the engine's own thread (`_engine.thread`) or, for the inline executor, the
-consumer inside `next()`. The consumer's side of the outbox is `_engine.stream`.
+A runner is driven by whoever holds its lock: the consumer while it waits in `next()` (`_engine.stream`), the engine's
+own thread (`_engine.thread`) while the consumer is busy with a batch.
 """
 
 from __future__ import annotations
 
 import queue
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -129,9 +130,12 @@ class Runner:
         self.executor = executor
         self.inbox = inbox
         self.outbox: queue.SimpleQueue[Entry] = queue.SimpleQueue()
+        self.lock = threading.Lock()
         self.counters = Counters()
         self.workers: list[WorkerReady] = []
         self.taken = 0  # batches the consumer took out; written by the consumer alone
+        self.consumer_drives = False  # whether the consumer waits in next(), and takes the turns there
+        self.consumer_left_ns = 0  # when it last came out of there with a batch
         self.wants_taken = False  # whether the consumer should wake us when it takes one
         self.lent: dict[int, Lent] = {}  # slot → what was made of it last, alive or not
         self._placer = placer
@@ -159,38 +163,39 @@ class Runner:
         self.executor.start()
         self.handle(Start())
 
-    def pump(self, timeout: float | None) -> bool:
-        """Waits for messages up to `timeout` seconds and handles them; returns whether there were any."""
-        self._sync_taken()
-        if self._placer.deferred and self.core.starved:
-            # JAX drops its references to NumPy memory only when something calls into it, and a consumer that waits
-            # in next() never will. So we do, ever less often.
-            self._placer.collect()
-            timeout = 0.01 if timeout is None else min(timeout, 0.01)
-        self.executor.flush()  # right before the wait, or an answer to what is still queued would be waited for
-        messages = self.inbox.wait(timeout, self._may_sleep)
-        self.wants_taken = False
-        for message in messages:
+    def turn(self, events: Sequence[tuple[int, int]] = ()) -> float | None:
+        """Handles all that has happened. The caller holds `lock`.
+
+        Args:
+            events: what `inbox.wait` returned.
+
+        Returns:
+            Seconds after which to come again although nothing happens; None for never.
+        """
+        for message in self.inbox.take(events):
             self.handle(message)
-        return bool(messages)
-
-    def close(self) -> None:
-        """Ends the workers and forgets batches that nobody took. The core is told to stop first."""
-        self.handle(Stop())
-        self.executor.close()
-        self.inbox.close()
-
-    def _may_sleep(self) -> bool:
-        if self.core.waits_for_consumer:
-            self.wants_taken = True
-            return self.taken == self._seen_taken
-        return True
-
-    def _sync_taken(self) -> None:
         taken = self.taken
         if taken != self._seen_taken:
             count, self._seen_taken = taken - self._seen_taken, taken
             self.handle(Taken(count))
+        self.wants_taken = self.core.waits_for_consumer
+        self.executor.flush()  # at the end of every turn, or an answer to what is still queued would be waited for
+        if self._placer.deferred and self.core.starved:
+            # JAX drops its references to NumPy memory only when something calls into it, and a consumer that waits
+            # in next() never will. So we do.
+            self._placer.collect()
+            return 0.01
+        return None
+
+    def has_work(self) -> bool:
+        """Whether the consumer has taken what a turn would answer by placing more."""
+        return self.wants_taken and self.taken != self._seen_taken
+
+    def close(self) -> None:
+        """Ends the workers. The caller holds `lock`."""
+        self.handle(Stop())
+        self.executor.close()
+        self.inbox.close()
 
     def _count(self, result: Result) -> None:
         self.counters.chunks += 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import queue
+import threading
 import time
 
+from hydrax_gpu._engine.inbox import Waiter
 from hydrax_gpu._engine.runner import END, Delivery, Entry, Failed, Runner
 from hydrax_gpu._engine.thread import EngineThread
 from hydrax_gpu.errors import BatchTimeoutError
@@ -17,7 +19,7 @@ class Stream:
 
     Args:
         runner: with its core not started.
-        threaded: whether the engine has a thread of its own; otherwise it runs inside `next()`.
+        threaded: whether the engine has a thread of its own for the times when nobody waits in `next()`.
         timeout: seconds after which a wait is given up, or None.
     """
 
@@ -33,10 +35,12 @@ class Stream:
         self.interrupt_raises = False
 
     def start(self) -> None:
+        """Starts the engine and its workers."""
         if self._engine is not None:
             self._engine.start()
         else:
-            self._runner.start()
+            with self._runner.lock:
+                self._runner.start()
 
     def close(self) -> None:
         """Ends the engine and its workers and drops the batches that were not taken. Idempotent."""
@@ -46,7 +50,8 @@ class Stream:
         if self._engine is not None:
             self._engine.close()
         else:
-            self._runner.close()
+            with self._runner.lock:
+                self._runner.close()
         while not self._runner.outbox.empty():
             self._runner.outbox.get()
 
@@ -54,7 +59,8 @@ class Stream:
         """Lets the next `next()` end the iteration (or raise KeyboardInterrupt). From any thread or signal handler."""
         self.interrupt_raises = self.interrupt_raises or raises
         self.interrupted = True
-        self._runner.outbox.put(END)  # wakes a consumer that waits
+        self._runner.outbox.put(END)
+        self._runner.inbox.wake()
 
     def next(self) -> Delivery | None:
         """The next batch, or None at the end of the stream.
@@ -68,10 +74,6 @@ class Stream:
             entry = self._get()
             if not self.interrupted:
                 if type(entry) is Delivery:
-                    runner = self._runner
-                    runner.taken += 1
-                    if runner.wants_taken:
-                        runner.inbox.wake()
                     return entry
                 if isinstance(entry, Failed):
                     self._ended = entry
@@ -85,31 +87,56 @@ class Stream:
         return None
 
     def _get(self) -> Entry:
-        outbox = self._runner.outbox
+        runner = self._runner
         try:
-            return outbox.get_nowait()
+            entry = runner.outbox.get_nowait()
         except queue.Empty:
-            pass
-        begin = time.perf_counter_ns()
+            return self._wait()
+        runner.taken += 1
+        if (runner.wants_taken or runner.inbox.pending) and self._engine is not None:
+            runner.inbox.wake()  # there is something to do, and we go away with a batch
+        return entry
+
+    def _wait(self) -> Entry:
+        """Drives the engine here until there is a batch."""
+        runner, inbox = self._runner, self._runner.inbox
+        begin = time.perf_counter()
+        inbox.consumer = threading.get_ident()
+        runner.consumer_drives = True
         try:
-            if self._engine is None:
-                return self._work()
-            return outbox.get(timeout=self._timeout)
-        except queue.Empty:
-            raise self._timed_out() from None
+            events: list[tuple[int, int]] = []
+            while True:
+                with runner.lock:
+                    again = runner.turn(events)
+                try:
+                    entry = runner.outbox.get_nowait()
+                except queue.Empty:
+                    pass
+                else:
+                    runner.taken += 1
+                    return entry
+                if runner.executor.run_one():
+                    events = []
+                    continue
+                left = None if self._timeout is None else self._timeout - (time.perf_counter() - begin)
+                if left is not None and left <= 0:
+                    raise self._timed_out()
+                times = [seconds for seconds in (left, again) if seconds is not None]
+                events = inbox.wait(Waiter.CONSUMER, min(times, default=None), self._stay_awake)
+        except BatchTimeoutError:
+            raise
+        except BaseException as error:
+            # A signal handler of the user's has raised in the middle of something; what that was cannot be told.
+            self._ended = Failed(_broken(error))
+            raise
         finally:
-            self.wait_ns += time.perf_counter_ns() - begin
+            runner.consumer_left_ns = time.perf_counter_ns()
+            runner.consumer_drives = False
+            self.wait_ns += int(1e9 * (time.perf_counter() - begin))
             self.waits += 1
 
-    def _work(self) -> Entry:
-        """Runs the engine here until there is a batch."""
-        runner = self._runner
-        while True:
-            runner.pump(0)
-            if not runner.outbox.empty():
-                return runner.outbox.get()
-            if not runner.executor.run_one() and not runner.pump(self._timeout) and runner.outbox.empty():
-                raise queue.Empty
+    def _stay_awake(self) -> bool:
+        return not self._runner.outbox.empty()
 
     def _timed_out(self) -> BatchTimeoutError:
         core = self._runner.core
@@ -124,6 +151,15 @@ class Stream:
                 lines.append(f"Worker {worker} was given items {items[:16]}{' ...' if len(items) > 16 else ''}.")
         lines.append(f"Slots: {core.slots.describe()}.")
         return BatchTimeoutError("\n".join(lines))
+
+
+def _broken(error: BaseException) -> RuntimeError:
+    broken = RuntimeError(
+        f"the Dataloader was interrupted by {type(error).__name__} inside next() and cannot go on; "
+        "make another one with start_at=loader.state()"
+    )
+    broken.__cause__ = error
+    return broken
 
 
 def positions_after(handed: int, ahead: set[int], position: int) -> int:

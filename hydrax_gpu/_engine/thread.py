@@ -1,21 +1,26 @@
-"""The engine's own thread."""
+"""The engine's own thread: drives the runner while the consumer does not."""
 
 from __future__ import annotations
 
 import logging
 import signal
 import threading
+import time
 
-from hydrax_gpu._engine.messages import Stop
+from hydrax_gpu._engine.inbox import Waiter
 from hydrax_gpu._engine.runner import Failed, Runner
 
 __all__ = ["EngineThread"]
+
+_AWAY_NS = 1_000_000
+_PAUSE = 0.002
+_LONGEST_PAUSE = 0.016
 
 _log = logging.getLogger("hydrax_gpu")
 
 
 class EngineThread:
-    """Runs a runner until it is closed."""
+    """Starts a runner, takes turns until it is closed, and ends it."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -23,26 +28,63 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="hydrax_gpu-engine", daemon=True)
 
     def start(self) -> None:
+        """Starts the thread."""
         self._thread.start()
 
     def close(self) -> None:
         """Stops the engine and waits for it and all workers to end. Idempotent."""
         self._closing = True
-        self._runner.inbox.post(Stop())
-        self._runner.inbox.wake()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+        if self._thread is threading.current_thread():
+            return
+        while self._thread.is_alive():
+            # Again and again, because a consumer in another thread may be woken in its place.
+            self._runner.inbox.wake()
+            self._thread.join(0.05)
 
     def _run(self) -> None:
         # Signals are for the main thread, and workers are born with this thread's mask.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         runner = self._runner
         try:
-            runner.start()
+            with runner.lock:
+                runner.start()
+                timeout = runner.turn()
             while not self._closing:
-                runner.pump(None)
+                if runner.consumer_drives:
+                    self._stand_back()
+                    with runner.lock:
+                        timeout = runner.turn()
+                self._let_the_consumer_wake()
+                events = runner.inbox.wait(Waiter.ENGINE, timeout, self._stay_awake)
+                with runner.lock:
+                    timeout = runner.turn(events)
         except Exception as error:
             _log.exception("the engine of a Dataloader has failed; this is a defect of hydrax_gpu")
             runner.outbox.put(Failed(error))
+            runner.inbox.wake()
         finally:
-            runner.close()
+            with runner.lock:
+                runner.close()
+
+    def _stand_back(self) -> None:
+        # A consumer that waits for batches drives the runner itself, and does so better alone: while it handles one
+        # event, the kernel would give us the next, and we would get in its way. So we leave the events to it until it
+        # has been away with a batch for a while. Looking from time to time is cheaper than being told at every batch.
+        runner, pause = self._runner, _PAUSE
+        while not self._closing:
+            time.sleep(pause)
+            if not runner.consumer_drives and time.perf_counter_ns() - runner.consumer_left_ns > _AWAY_NS:
+                return
+            pause = min(2 * pause, _LONGEST_PAUSE) if runner.consumer_drives else _PAUSE
+
+    def _stay_awake(self) -> bool:
+        return self._closing or self._runner.has_work()
+
+    def _let_the_consumer_wake(self) -> None:
+        # The kernel has woken this thread although the consumer waits as well, and now there is something for it. It is
+        # told, but must not be robbed of that event by our going back to wait: so first it has to have seen it. This
+        # happens seldom, when the consumer has just come, and does not last.
+        inbox, outbox = self._runner.inbox, self._runner.outbox
+        while inbox.asleep(Waiter.CONSUMER) and not outbox.empty() and not self._closing:
+            inbox.wake()
+            time.sleep(50e-6)

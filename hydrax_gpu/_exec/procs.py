@@ -181,17 +181,20 @@ class _Worker:
             self._receive(self._socket)
 
     def _receive(self, sock: socket.socket) -> None:
-        try:
-            data = sock.recv(_RECEIVE)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._lost()
-            return
-        for message in self._reader.feed(data):
-            self._inbox.post(self._decode(message))
+        while True:
+            try:
+                data = sock.recv(_RECEIVE)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._lost()
+                return
+            for message in self._reader.feed(data):
+                self._inbox.post(self._decode(message))
+            if len(data) < _RECEIVE:
+                return  # that was all: more of it will be another event
 
     def _decode(self, message: tuple[Any, ...]) -> Result | WorkerReady | WorkerLost:
         match message:

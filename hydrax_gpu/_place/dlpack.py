@@ -10,6 +10,7 @@ Source: DLPack's C header, `struct DLTensor` and `DLManagedTensor` (https://dmlc
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -71,6 +72,11 @@ def to_jax(array: npt.NDArray[Any], device_index: int = 0) -> jax.Array:
     return jaxio.jax().dlpack.from_dlpack(_Exporter(array, device_index), copy=False)
 
 
+@cache
+def _patch_of(dtype: np.dtype[Any]) -> tuple[int, int] | None:
+    return _PATCHED.get(dtype.name)  # NumPy makes the name anew each time, which takes longer than all the rest
+
+
 class _Exporter:
     """The DLPack protocol for one array."""
 
@@ -86,7 +92,7 @@ class _Exporter:
     def __dlpack__(self, **_: Any) -> Any:
         # The consumer's stream, version and copy wishes mean nothing on the CPU, where nothing is in flight.
         array = self._array
-        patch = _PATCHED.get(array.dtype.name)
+        patch = _patch_of(array.dtype)
         if patch is None:
             return array.__dlpack__()
         capsule = array.view(np.dtype(f"u{array.dtype.itemsize}")).__dlpack__()
