@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import signal
 import threading
 import time
@@ -44,6 +46,9 @@ class EngineThread:
     def _run(self) -> None:
         # Signals are for the main thread, and workers are born with this thread's mask.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        # Woken by the consumer as it leaves next(), neither this thread nor a worker is to take its processor from it.
+        with contextlib.suppress(OSError):  # forbidden in some containers
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         runner = self._runner
         try:
             with runner.lock:

@@ -1,0 +1,1 @@
+"""Whole scripts that are timed from the start of their process."""
