@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Sequence
@@ -24,7 +25,10 @@ def experiments(
     """1.5 MiB an item, batch 32, two workers, depth 3. `file` holds the items."""
     settings = {"batch": BATCH, "workers": 2, "warm_s": warm_s, "window_s": window_s}
     env = {workloads.LARGE_FILE: str(file)}
-    cases = [target_case("limit", "benchmarks.large:limit", env=env, **settings)]
+    cases = [
+        target_case("limit", "benchmarks.large:limit", env=env, buffers=1, **settings),
+        target_case("3 buffers", "benchmarks.large:limit", env=env, buffers=3, **settings),
+    ]
     for name, module in subjects:
         target, judged = "benchmarks.large:loader", name == "hydrax_gpu"
         cases.append(
@@ -48,17 +52,21 @@ def loader(
     return _with_bytes(throughput(task, subject, module, warm_s, window_s))
 
 
-def limit(batch: int, workers: int, warm_s: float, window_s: float) -> dict[str, Any]:
-    """Copy the same items into one batch that is used again and again, each thread its share of the rows."""
+def limit(batch: int, workers: int, buffers: int, warm_s: float, window_s: float) -> dict[str, Any]:
+    """Copy the same items into one batch that is used again and again, each thread its share of the rows.
+
+    With several buffers they are used in turn, as a loader uses its slots: less of them is still in a cache.
+    """
     items = workloads.large_items()
-    out = np.empty((batch, *workloads.LARGE_SHAPE), np.uint8)
+    copies = [np.empty((batch, *workloads.LARGE_SHAPE), np.uint8) for _ in range(buffers)]
     counts, stop = [0] * workers, threading.Event()
     share = batch // workers
 
     def copy(index: int) -> None:
-        rows = range(index * share, (index + 1) * share)
+        rows, mine = range(index * share, (index + 1) * share), itertools.cycle(copies)
         while not stop.is_set():
             for start in range(0, len(items), batch):
+                out = next(mine)
                 for row in rows:
                     np.copyto(out[row], items[start + row])
                     counts[index] += 1

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from benchmarks.accounts import maps_jax, memory
@@ -16,6 +15,9 @@ SETTLE_S = 1.0
 
 def tell(batches: Iterator[Any], workers: int = 2) -> dict[str, Any]:
     """Take batches until every worker has shown itself and the memory has settled, then weigh the workers."""
+    # Not at the top: this module is imported by the scripts, whose own imports are what is timed.
+    import jax
+
     tiny = jax.jit(lambda x: x + 1)
     jax_imported: dict[int, bool] = {}
     start = time.monotonic()

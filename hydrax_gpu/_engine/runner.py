@@ -140,6 +140,7 @@ class Runner:
         self.lent: dict[int, Lent] = {}  # slot → what was made of it last, alive or not
         self._placer = placer
         self._data = data
+        self._plain = [isinstance(each, range) and each == range(len(each)) for each in data]
         self._training_groups = training_groups
         self._make_batch = make_batch
         self._seen_taken = 0
@@ -223,7 +224,9 @@ class Runner:
         data = self._data[layout]
         seeds = None if plan.seeds is None else plan.seeds[begin:end]
         try:
-            items = list(map(data.__getitem__, plan.indices[begin:end]))
+            indices = plan.indices[begin:end]
+            # Of a plain range, which stands for "no descriptors, just numbers", the item is the index.
+            items = indices if self._plain[layout] else list(map(data.__getitem__, indices))
             task = Task(effect.chunk, effect.load.slot, layout, begin, items, seeds)
             self.executor.submit(effect.worker, task)
         except Exception as error:

@@ -63,6 +63,7 @@ class EngineThread:
                 events = runner.inbox.wait(Waiter.ENGINE, timeout, self._stay_awake)
                 with runner.lock:
                     timeout = runner.turn(events)
+                    runner.executor.start_more()
         except Exception as error:
             _log.exception("the engine of a Dataloader has failed; this is a defect of hydrax_gpu")
             runner.outbox.put(Failed(error))
@@ -78,6 +79,8 @@ class EngineThread:
         runner, pause = self._runner, _PAUSE
         while not self._closing:
             time.sleep(pause)
+            with runner.lock:
+                runner.executor.start_more()
             if not runner.consumer_drives and time.perf_counter_ns() - runner.consumer_left_ns > _AWAY_NS:
                 return
             pause = min(2 * pause, _LONGEST_PAUSE) if runner.consumer_drives else _PAUSE

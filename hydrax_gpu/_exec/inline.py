@@ -35,6 +35,9 @@ class InlineExecutor:
             return
         self._inbox.post(WorkerReady(0, os.getpid(), 0, False))
 
+    def start_more(self) -> None:
+        pass
+
     def submit(self, worker: int, task: Task) -> None:
         self._tasks.append(task)
 

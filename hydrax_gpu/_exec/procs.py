@@ -1,8 +1,8 @@
 """The loader function in worker processes.
 
-Workers are fresh interpreters, never forks: a fork of a process with XLA's threads can hang in any lock. They are
-started together, so that they come up while the main process still imports jax, and get three things: a socket, the
-arena's file descriptor, and one pickle with the loader function. They import neither jax nor anything that does.
+Workers are fresh interpreters, never forks: a fork of a process with XLA's threads can hang in any lock. They come up
+while the main process still imports jax, and get three things: a socket, the arena's file descriptor, and one pickle
+with the loader function. They import neither jax nor anything that does.
 
 When the main process ends, however it ends, the kernel ends its workers: each asks for SIGKILL on its parent's death.
 That signal is tied to the *thread* that started the worker, so `start` must be called from the engine's thread, which
@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from multiprocessing import spawn
 from pathlib import Path
@@ -57,21 +58,32 @@ class ProcessExecutor:
         self._inbox = inbox
         self._spec = _pickle_spec(spec)
         self._workers = [_Worker(index, inbox) for index in range(count)]
+        self._waiting = deque(self._workers)  # not started yet
 
     @property
     def count(self) -> int:
         return len(self._workers)
 
     def start(self) -> None:
+        self.start_more()
+
+    def start_more(self) -> None:
+        if not self._waiting:
+            return
+        # The main thread, which imports jax meanwhile, needs a processor for itself. More workers at a time than there
+        # are others would only slow it down, and it is what the first batch waits for.
+        starting = sum(worker.starting for worker in self._workers)
+        free = max(1, len(os.sched_getaffinity(0)) - 1) - starting
         # Blocked signals stay blocked in the child until it has said what it wants to do with them: a Ctrl-C, which
         # the terminal sends to all processes, must not end a worker that is still importing.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            for worker in self._workers:
-                worker.start(self._arena, self._spec)
+            for _ in range(min(free, len(self._waiting))):
+                self._waiting.popleft().start(self._arena, self._spec)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._arena.mapping.close_fd()
+        if not self._waiting:
+            self._arena.mapping.close_fd()
 
     def submit(self, worker: int, task: Task) -> None:
         self._workers[worker].queue(encode(tuple(task)))
@@ -105,6 +117,7 @@ class _Worker:
         self._queued: list[bytes] = []
         self._unsent: bytes = b""
         self._started_ns = 0
+        self.starting = False  # between its start and its being ready, or its end
 
     def start(self, arena: Arena, spec: bytes) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -121,6 +134,7 @@ class _Worker:
                 pass_fds=(theirs.fileno(), arena.mapping.fd),
             )
         self._socket = ours
+        self.starting = True
         self._inbox.register(ours.fileno(), self._on_event)
         shape = arena.shape
         self.send(encode((self.index, os.getpid(), tuple(shape), sys.argv, _main_module())))
@@ -201,6 +215,7 @@ class _Worker:
             case ("done", chunk, busy, additional, failures):
                 return Result(self.index, chunk, busy, additional, tuple(Failure(*failure) for failure in failures))
             case ("ready", pid, imported_jax):
+                self.starting = False
                 return WorkerReady(self.index, pid, time.monotonic_ns() - self._started_ns, imported_jax)
             case ("failed", pid, text, trace, exception):
                 return WorkerLost(self.index, pid, None, text, trace, exception)
@@ -208,6 +223,7 @@ class _Worker:
                 raise AssertionError(f"worker {self.index} sent {message!r}")
 
     def _lost(self) -> None:
+        self.starting = False
         self.hang_up()
         process = self._process
         if process is None:

@@ -135,7 +135,14 @@ class Executor(Protocol):
         ...
 
     def start(self) -> None:
-        """Starts all workers; they report by `WorkerReady`."""
+        """Begins to start workers, which report by `WorkerReady`.
+
+        On the engine's thread only: the kernel ends worker processes with the thread that started them.
+        """
+        ...
+
+    def start_more(self) -> None:
+        """Starts workers that have to wait until others are ready. As `start`, on the engine's thread only."""
         ...
 
     def submit(self, worker: int, task: Task) -> None:

@@ -35,6 +35,9 @@ class ThreadExecutor:
             self._threads.append(thread)
             thread.start()
 
+    def start_more(self) -> None:
+        pass
+
     def submit(self, worker: int, task: Task) -> None:
         self._queues[worker].put(task)
 

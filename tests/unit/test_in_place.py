@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hydrax_gpu import Dataloader, DataGroup
+from hydrax_gpu import DataGroup, Dataloader
 
 
 def test_the_loader_function_writes_where_jax_reads() -> None:
