@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 from typing import Any
 
-from hydrax_gpu.loader import held, running_loaders
+from hydrax_gpu._engine import running_streams
 
 __all__ = ["debug_batch_references"]
 
@@ -31,8 +31,8 @@ def debug_batch_references() -> str:
     """
     lines: list[str] = []
     variables = _variables()
-    for loader in running_loaders():
-        things = held(loader)
+    for stream in running_streams():
+        things = stream.runner.held()
         while things:
             slot, name, thing = things.pop(0)  # no tuple and no list of ours refers to it while we look
             lines.append(f"slot {slot}: {name} is held by")

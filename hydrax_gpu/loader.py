@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, cast, final
@@ -14,7 +12,16 @@ import numpy.typing as npt
 
 from hydrax_gpu import _place
 from hydrax_gpu._arguments import at_least, choice
-from hydrax_gpu._engine import Core, CoreConfig, EpollInbox, InterruptGuard, Runner, Stream, positions_after
+from hydrax_gpu._engine import (
+    Core,
+    CoreConfig,
+    EpollInbox,
+    InterruptGuard,
+    Runner,
+    Stream,
+    close_at_exit,
+    positions_after,
+)
 from hydrax_gpu._exec.inline import InlineExecutor
 from hydrax_gpu._exec.procs import ProcessExecutor
 from hydrax_gpu._exec.protocol import WorkSpec
@@ -193,12 +200,12 @@ class Dataloader(Generic[D]):
         self._entered_ns = time.perf_counter_ns()
         self._note_dropped()
         stream = self._stream = self._build()
-        _running.add(self)
         try:
             stream.start()
             self._guard = InterruptGuard(stream)
             self._guard.install()
             _place.prepare()  # while the workers start
+            close_at_exit()
         except BaseException:
             self._close()
             raise
@@ -336,7 +343,6 @@ class Dataloader(Generic[D]):
         finally:
             if self._guard is not None:
                 self._guard.remove()
-            _running.discard(self)
 
     # Where it is.
 
@@ -448,37 +454,6 @@ class Dataloader(Generic[D]):
                 f"start_at: got {start_at!r}, wanted (epoch, batch), both at least 0, or what state() returned"
             ) from None
         return self._plan.position_of_step(epoch * self._plan.batches_per_epoch + batch), frozenset()
-
-
-_running: weakref.WeakSet[Dataloader[Any]] = weakref.WeakSet()
-
-
-def running_loaders() -> list[Dataloader[Any]]:
-    """The loaders whose `with` block is entered and not left."""
-    return list(_running)
-
-
-def held(loader: Dataloader[Any]) -> list[tuple[int, str, Any]]:
-    """`(slot, what, object)` for each batch, or array of a dropped batch, that holds one of the slots."""
-    runner = loader._runner  # pyright: ignore[reportPrivateUsage]
-    found: list[tuple[int, str, Any]] = []
-    for slot, lent in list(runner.lent.items()) if runner is not None else ():
-        batch = lent.batch()
-        if batch is not None:
-            found.append((slot, repr(batch), batch))
-            continue
-        for name, reference in lent.arrays.items():
-            array = reference()
-            if array is not None:
-                found.append((slot, f"array {name!r} of a batch that is gone", array))
-    return found
-
-
-@atexit.register
-def _close_running() -> None:
-    # A loader whose `with` block was never left: its threads must not run into the interpreter's shutdown.
-    for loader in running_loaders():
-        loader._close()  # pyright: ignore[reportPrivateUsage]
 
 
 def _triple(validation: Any) -> tuple[Unit, int, Any]:

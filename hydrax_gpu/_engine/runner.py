@@ -188,6 +188,20 @@ class Runner:
             return 0.01
         return None
 
+    def held(self) -> list[tuple[int, str, Any]]:
+        """`(slot, what, object)` for each batch, or array of a dropped batch, that holds one of the slots."""
+        found: list[tuple[int, str, Any]] = []
+        for slot, lent in list(self.lent.items()):
+            batch = lent.batch()
+            if batch is not None:
+                found.append((slot, repr(batch), batch))
+                continue
+            for name, reference in lent.arrays.items():
+                array = reference()
+                if array is not None:
+                    found.append((slot, f"array {name!r} of a batch that is gone", array))
+        return found
+
     def has_work(self) -> bool:
         """Whether the consumer has taken what a turn would answer by placing more."""
         return self.wants_taken and self.taken != self._seen_taken

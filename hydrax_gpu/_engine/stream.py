@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import time
+import weakref
+from functools import cache
 
 from hydrax_gpu._engine.inbox import Waiter
 from hydrax_gpu._engine.runner import END, Delivery, Entry, Failed, Runner
@@ -34,8 +37,14 @@ class Stream:
         self.interrupted = False
         self.interrupt_raises = False
 
+    @property
+    def runner(self) -> Runner:
+        """What this stream hands out the batches of."""
+        return self._runner
+
     def start(self) -> None:
         """Starts the engine and its workers."""
+        _running.add(self)
         if self._engine is not None:
             self._engine.start()
         else:
@@ -47,6 +56,7 @@ class Stream:
         if self._closed:
             return
         self._closed = True
+        _running.discard(self)
         if self._engine is not None:
             self._engine.close()
         else:
@@ -151,6 +161,28 @@ class Stream:
                 lines.append(f"Worker {worker} was given items {items[:16]}{' ...' if len(items) > 16 else ''}.")
         lines.append(f"Slots: {core.slots.describe()}.")
         return BatchTimeoutError("\n".join(lines))
+
+
+_running: weakref.WeakSet[Stream] = weakref.WeakSet()
+
+
+def running_streams() -> list[Stream]:
+    """The streams that were started and not closed."""
+    return list(_running)
+
+
+@cache
+def close_at_exit() -> None:
+    """Has streams closed at the interpreter's end that nobody closes: their threads must not run into its shutdown.
+
+    To be called after _place has asked for its own part of the end, which is to come after this.
+    """
+    atexit.register(_close_running)
+
+
+def _close_running() -> None:
+    for stream in running_streams():
+        stream.close()
 
 
 def _broken(error: BaseException) -> RuntimeError:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from hydrax_gpu._place import settle
+
 __all__ = ["canonical", "collect", "copier", "default_device", "jax", "on_cpu", "prepare"]
 
 
@@ -22,6 +24,7 @@ def jax() -> Any:
 def prepare() -> None:
     """Imports jax and starts its backend, in the caller's thread, while workers start in theirs."""
     default_device()
+    settle.arm()
 
 
 def default_device() -> Any:

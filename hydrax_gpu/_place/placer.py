@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu._mem.arena import Arena
-from hydrax_gpu._place import jaxio
+from hydrax_gpu._place import jaxio, settle
 from hydrax_gpu._place.dlpack import to_jax
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._spec import Layout
@@ -121,11 +121,18 @@ class Placer:
                 entry.views[slot, plan.rows] = views
             _pad(views, plan)
             return self._copy(entry, views), False
-        views = entry.layout.batch_views(self._arena.lease(slot, on_release), plan.rows)
+        if self._user is not None:
+            views = entry.layout.batch_views(self._arena.lease(slot, on_release), plan.rows)
+            _pad(views, plan)
+            return self._place_user(self._user, entry.layout, layout, views, additional), True
+        token, released = settle.watch(on_release)
+        views = entry.layout.batch_views(self._arena.lease(slot, released), plan.rows)
         _pad(views, plan)
-        if self._user is None:
-            return MappingProxyType({name: self._alias(entry, name, view) for name, view in views.items()}), True
-        return self._place_user(self._user, entry.layout, layout, views, additional), True
+        arrays = {name: self._alias(entry, name, view) for name, view in views.items()}
+        shared = [arrays[name] for name, view in views.items() if view.dtype == entry.dtypes[name]]
+        if shared:
+            settle.held_by(token, shared)
+        return MappingProxyType(arrays), True
 
     def _prepare(self, layout: Layout) -> _Layout:
         dtypes = {array.name: jaxio.canonical(array.jax_dtype) for array in layout.arrays}
