@@ -95,7 +95,8 @@ class Dataloader(Generic[D]):
         startup_func: called once in each worker before it loads.
         placement_func: `placement_func(arrays, layouts, additional, group)` makes the `jax.Array`s of a batch out of
             its NumPy arrays, in place of the default placement on the default device. It returns a dict with the same
-            names. It runs on the engine's thread. The memory is not reused before all references to it are gone.
+            names. It is called ahead of time on a thread of the loader's, or in `next()` when that has to wait. The
+            memory is not reused before all references to it are gone.
         executor: `"process"`, `"thread"` (for loader functions that release the GIL), or `"inline"` (in `next()`, with
             no worker and no prefetch: for debugging, and for loader functions below some 2 µs an item).
         delivery: `"alias"` shares the slot's memory with JAX: nothing is copied, and a batch that is kept holds one of

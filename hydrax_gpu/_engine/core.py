@@ -119,6 +119,11 @@ class Core:
         return self._unread >= self._config.depth and any(load.pending == 0 for load in self._order)
 
     @property
+    def lends(self) -> bool:
+        """Whether some slot is lent."""
+        return any(self.slots.state(slot) is SlotState.LENT for slot in range(self._config.depth))
+
+    @property
     def starved(self) -> bool:
         """Whether only released slots can make progress: all are lent, nothing is in work."""
         return self.running and all(self.slots.state(slot) is SlotState.LENT for slot in range(self._config.depth))

@@ -17,6 +17,8 @@ __all__ = ["EngineThread"]
 _AWAY_NS = 1_000_000
 _PAUSE = 0.002
 _LONGEST_PAUSE = 0.016
+_LOOK_SECONDS = 0.01
+"""How long a slot that the consumer itself gives back, which wakes nobody, may stay empty if it does not come back."""
 
 _log = logging.getLogger("hydrax_gpu")
 
@@ -60,6 +62,8 @@ class EngineThread:
                     with runner.lock:
                         timeout = runner.turn()
                 self._let_the_consumer_wake()
+                if timeout is None and runner.core.lends:
+                    timeout = _LOOK_SECONDS
                 events = runner.inbox.wait(Waiter.ENGINE, timeout, self._stay_awake)
                 with runner.lock:
                     timeout = runner.turn(events)

@@ -859,3 +859,19 @@ def test_what_jax_refuses_is_a_placement_error_with_its_cause(monkeypatch: pytes
     with pytest.raises(PlacementError, match="no room on the device") as caught, loader(delivery="alias") as it:
         next(it)
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_a_slot_that_is_given_back_is_filled_although_nobody_asks_for_a_batch() -> None:
+    begun = [threading.Event() for _ in range(40)]
+
+    def load(item: int, arrays: Any, seed: int | None) -> None:
+        begun[item].set()
+        loaders.fill(item, arrays, seed)
+
+    data = group(range(40))
+    with loader(load, data, executor="thread", delivery="alias", depth=1) as it:
+        for first in range(0, 36, 4):
+            batch = next(it)
+            assert not begun[first + 4].is_set(), "the only slot is held"
+            del batch
+            assert begun[first + 4].wait(10), "the slot is free, and stays empty"
