@@ -21,7 +21,7 @@ help:
 	@echo "make lint       style, types and import rules"
 	@echo "make docs       the documentation, into site/"
 	@echo "make bench      the benchmarks that need no GPU"
-	@echo "make gpu-check  the tests and benchmarks that need one (CUDA=cuda12 or cuda13)"
+	@echo "make gpu-check  the tests that need one (CUDA=cuda12 or cuda13)"
 	@echo "make clean      remove what the others made, .venv and .demo included"
 
 demo: $(VENV)/.stamp-demo
@@ -48,7 +48,6 @@ bench: $(VENV)/.stamp-bench
 
 gpu-check: $(VENV)/.stamp-$(CUDA)
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
-	@$(BIN)/python -m benchmarks gpu
 
 clean:
 	rm -rf $(VENV) .demo site build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -8,11 +8,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-# JAX reads both once, when its backend starts, so they are set before anything can import it. Several devices show
-# sharding mistakes on any machine. A run on a GPU names its platforms itself.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import pytest
 from hypothesis import settings
 
@@ -21,6 +16,14 @@ from hypothesis import settings
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("repeatable")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Chooses JAX's devices, which it reads once, when its backend starts: before any test module can import it."""
+    # Several devices show sharding mistakes on any machine.
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+    if config.option.markexpr != "gpu":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 @pytest.fixture(scope="session")
