@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from typing import Any
 
@@ -147,3 +148,15 @@ def sleeps_for_ever(item: int, arrays: Any, seed: int | None) -> None:
     os.write(1, f"{os.getpid()}\n".encode())
     while True:
         signal.pause()
+
+
+class WaitsForItem:
+    """As `fill`, but one item takes so long that a consumer comes to wait for it."""
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+
+    def __call__(self, item: int, arrays: Any, seed: int | None) -> None:
+        fill(item, arrays, seed)
+        if item == self.item:
+            select.select([], [], [], 0.3)

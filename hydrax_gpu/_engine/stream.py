@@ -57,6 +57,7 @@ class Stream:
             return
         self._closed = True
         _running.discard(self)
+        self._runner.inbox.wake()  # a consumer in another thread must not wait for what will never come
         if self._engine is not None:
             self._engine.close()
         else:
@@ -117,6 +118,8 @@ class Stream:
             events: list[tuple[int, int]] = []
             while True:
                 with runner.lock:
+                    if self._closed:  # by another thread
+                        return END
                     again = runner.turn(events)
                 try:
                     entry = runner.outbox.get_nowait()
@@ -146,7 +149,7 @@ class Stream:
             self.waits += 1
 
     def _stay_awake(self) -> bool:
-        return not self._runner.outbox.empty()
+        return self._closed or not self._runner.outbox.empty()
 
     def _timed_out(self) -> BatchTimeoutError:
         core = self._runner.core

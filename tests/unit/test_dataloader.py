@@ -29,6 +29,7 @@ from hydrax_gpu import (
     WorkerStartError,
     debug_batch_references,
 )
+from hydrax_gpu._engine.inbox import Waiter
 from tests import loaders
 
 ARRAYS = {"x": ((3,), np.uint8, np.float32), "y": ((), np.int32, np.int32)}
@@ -875,3 +876,19 @@ def test_a_slot_that_is_given_back_is_filled_although_nobody_asks_for_a_batch() 
             assert not begun[first + 4].is_set(), "the only slot is held"
             del batch
             assert begun[first + 4].wait(10), "the slot is free, and stays empty"
+
+
+@pytest.mark.parametrize("executor", ["process", "thread"])
+def test_a_consumer_that_waits_is_let_go_when_another_thread_closes_the_loader(executor: Any) -> None:
+    for _ in range(3):
+        it = loader(loaders.WaitsForItem(7), group(range(8)), executor=executor, loader_count=2)
+        it.__enter__()
+        assert list(next(it).indices) == [0, 1, 2, 3]
+        ended: list[Any] = []
+        consumer = threading.Thread(target=lambda it=it, ended=ended: ended.append(next(it, "ended")))
+        consumer.start()
+        while not it._runner.inbox.asleep(Waiter.CONSUMER):
+            assert consumer.is_alive()
+        it.__exit__(None, None, None)
+        consumer.join(10)
+        assert ended == ["ended"]
