@@ -1,74 +1,26 @@
-"""The loader as its user sees it: what comes, what is refused, what is reported, and how it ends."""
+"""The loader as its user sees it: what comes, when, how it is used, and how it ends."""
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hydrax_gpu import (
-    BatchTimeoutError,
     DataGroup,
-    Dataloader,
-    LoaderError,
-    PlacementError,
     TrainingBatch,
     ValidationBatch,
-    WorkerDied,
-    WorkerStartError,
     debug_batch_references,
 )
 from hydrax_gpu._engine.inbox import Waiter
 from tests import loaders
-
-ARRAYS = {"x": ((3,), np.uint8, np.float32), "y": ((), np.int32, np.int32)}
-
-
-def group(data: Any = range(10), size: int = 4, **options: Any) -> DataGroup[Any]:
-    return DataGroup(size, data, loader_arrays=options.pop("loader_arrays", ARRAYS), **options)
-
-
-def loader(load: Any = loaders.fill, training: Any = None, **options: Any) -> Dataloader[Any]:
-    options = {"executor": "inline", "end_at": ("epoch", 1)} | options
-    return Dataloader(load, group() if training is None else training, **options)
-
-
-def rows(it: Dataloader[Any]) -> list[list[int]]:
-    """The `y` of every batch of a run."""
-    found: list[list[int]] = []
-    with it:
-        for batch in it:
-            found.append(batch.arrays["y"].tolist())
-            del batch
-    return found
-
-
-def refused(kind: type[Exception], **options: Any) -> str:
-    with pytest.raises(kind) as caught:
-        loader(**options)
-    assert type(caught.value) is kind
-    return str(caught.value)
-
-
-@pytest.fixture
-def without_collector() -> Iterator[None]:
-    """Nothing may rest on the garbage collector's coming by."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
+from tests.small import group, loader, rows
 
 # Values.
 
@@ -245,6 +197,38 @@ def test_groups_may_be_shared_by_loaders() -> None:
     it = group()
     with loader(training=it) as one, loader(training=it, validation=("epoch", 1, it)) as other:
         assert next(one).group is it is next(other).group
+
+
+def test_a_slot_that_is_given_back_is_filled_although_nobody_asks_for_a_batch() -> None:
+    begun = [threading.Event() for _ in range(40)]
+
+    def load(item: int, arrays: Any, seed: int | None) -> None:
+        begun[item].set()
+        loaders.fill(item, arrays, seed)
+
+    data = group(range(40))
+    with loader(load, data, executor="thread", delivery="alias", depth=1) as it:
+        for first in range(0, 36, 4):
+            batch = next(it)
+            assert not begun[first + 4].is_set(), "the only slot is held"
+            del batch
+            assert begun[first + 4].wait(10), "the slot is free, and stays empty"
+
+
+@pytest.mark.parametrize("executor", ["process", "thread"])
+def test_a_consumer_that_waits_is_let_go_when_another_thread_closes_the_loader(executor: Any) -> None:
+    for _ in range(3):
+        it = loader(loaders.WaitsForItem(7), group(range(8)), executor=executor, loader_count=2)
+        it.__enter__()
+        assert list(next(it).indices) == [0, 1, 2, 3]
+        ended: list[Any] = []
+        consumer = threading.Thread(target=lambda it=it, ended=ended: ended.append(next(it, "ended")))
+        consumer.start()
+        while not it._runner.inbox.asleep(Waiter.CONSUMER):
+            assert consumer.is_alive()
+        it.__exit__(None, None, None)
+        consumer.join(10)
+        assert ended == ["ended"]
 
 
 # Validation.
@@ -474,421 +458,3 @@ def test_a_consumer_that_waits_is_woken() -> None:
         assert list(it) == []
         release.set()  # or the worker could not be waited for
         thread.join()
-
-
-# Placement by the user.
-
-
-def test_placement_func_is_given_arrays_layouts_additional_data_and_group() -> None:
-    training, validation = group(remainder="pad"), group(range(100, 104))
-    calls: list[DataGroup[Any]] = []
-
-    def place(arrays: Any, layouts: Any, additional: Any, group: Any) -> Any:
-        calls.append(group)
-        assert isinstance(arrays, MappingProxyType) and list(arrays) == ["x", "y"]
-        assert all(type(array) is np.ndarray for array in arrays.values())
-        assert arrays["x"].shape == (4, 3) and arrays["x"].dtype == np.uint8
-        assert layouts is group.loader_layouts
-        assert isinstance(additional, MappingProxyType)
-        assert list(additional["item"]) == arrays["y"].tolist(), "padding included"
-        return {"x": jnp.array(arrays["x"]) * 2, "y": jnp.array(arrays["y"])}
-
-    it = loader(
-        loaders.fill_and_tell, training, validation=("epoch", 1, validation), placement_func=place, executor="thread"
-    )
-    with it:
-        for batch in it:
-            assert (batch.arrays["x"][:, 0] == batch.arrays["y"] * 2).all()
-            assert list(batch.additional["item"]) == batch.arrays["y"].tolist()
-            del batch
-    assert calls == [training] * 3 + [validation]
-    assert it.report().delivery == ("user", "user")
-
-
-PLACEMENTS = {
-    "asarray": lambda arrays, *_: {name: jnp.asarray(array) for name, array in arrays.items()},
-    "array": lambda arrays, *_: {name: jnp.array(array) for name, array in arrays.items()},
-    "device_put": lambda arrays, *_: jax.device_put(dict(arrays)),
-    "second device": lambda arrays, *_: jax.device_put(dict(arrays), jax.devices()[1]),
-}
-LARGE = {"y": ((), np.int32, np.int32), "x": ((64,), np.float32, np.float32)}
-
-
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("how", PLACEMENTS)
-@pytest.mark.usefixtures("without_collector")
-def test_memory_comes_back_from_jax_although_nobody_calls_it(how: str, depth: int) -> None:
-    it = loader(
-        training=group(range(8), loader_arrays=LARGE), placement_func=PLACEMENTS[how], executor="thread",
-        depth=depth, end_at=("batch", 200), timeout_sec=30,
-    )  # fmt: skip
-    count = 0
-    with it:
-        for batch in it:
-            count += 1
-            del batch
-    assert count == 200
-
-
-@pytest.mark.parametrize("executor", ["thread", "inline"])
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("how", PLACEMENTS)
-@pytest.mark.usefixtures("without_collector")
-def test_no_batch_changes_while_it_is_looked_at(how: str, depth: int, executor: Any) -> None:
-    training = group(range(4 * 50), loader_arrays=LARGE)
-    it = loader(
-        training=training, placement_func=PLACEMENTS[how], executor=executor, depth=depth, end_at=("epoch", 1),
-        timeout_sec=30,
-    )  # fmt: skip
-    kept: list[Any] = []
-    with it:
-        # Not enumerate(it), which keeps its last tuple, and the batch in it, while it waits for the next.
-        for batch in it:
-            kept.append(batch)
-            del batch
-            if len(kept) == depth:
-                for old in kept:
-                    expected = np.arange(4 * old.batch_num, 4 * old.batch_num + 4)
-                    assert np.asarray(old.arrays["y"]).tolist() == expected.tolist()
-                    assert (np.asarray(old.arrays["x"]) == expected[:, None]).all()
-                    del old
-                kept.pop(0)
-    assert it.report().training_batches == 50
-
-
-def no_placement(*_: Any) -> Any:
-    raise OSError("no such device")
-
-
-def test_what_placement_func_raises_is_the_cause_of_a_placement_error() -> None:
-    with loader(placement_func=no_placement) as it:
-        with pytest.raises(PlacementError) as caught:
-            next(it)
-        assert str(caught.value) == "placement_func raised OSError: no such device"
-        assert isinstance(caught.value.__cause__, OSError)
-        with pytest.raises(PlacementError):
-            next(it)
-
-
-@pytest.mark.parametrize(
-    ("returned", "text"),
-    [
-        (lambda arrays: None, "placement_func returned NoneType, wanted a dict of jax.Arrays with the keys ['x', 'y']"),
-        (lambda arrays: {"x": jnp.zeros(4)}, "placement_func returned the arrays ['x'], wanted ['x', 'y']"),
-        (lambda arrays: dict(arrays), "placement_func returned ndarray for array 'x', wanted a jax.Array"),
-    ],
-)
-@pytest.mark.parametrize("executor", ["thread", "inline"])
-def test_what_placement_func_must_not_return(returned: Any, text: str, executor: Any) -> None:
-    it = loader(placement_func=lambda arrays, *_: returned(arrays), executor=executor)
-    with it, pytest.raises(PlacementError) as caught:
-        next(it)
-    assert str(caught.value) == text
-
-
-# Loader functions that fail.
-
-
-@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
-def test_an_item_that_fails_is_an_error_at_its_batch(executor: Any) -> None:
-    it = loader(loaders.FailsFor(6), group(range(20), seed=3), executor=executor, loader_count=2, depth=4)
-    with it:
-        assert next(it).arrays["y"].tolist() == [0, 1, 2, 3]
-        with pytest.raises(LoaderError) as caught:
-            next(it)
-        with pytest.raises(LoaderError):
-            next(it)
-    error = caught.value
-    assert (error.item_index, error.group_index, error.validation, error.epoch) == (6, 0, False, 0)
-    assert isinstance(error.seed, int)
-    assert isinstance(error.__cause__, ValueError) and str(error.__cause__) == "item 6 is broken"
-    assert "ValueError: item 6 is broken" in str(error) and "in __call__" in error.worker_traceback
-    state = it.state()
-    assert (state["epoch"], state["batch"]) == (0, 1), "the state stands before the batch that could not be had"
-
-
-def test_an_error_in_validation_says_so() -> None:
-    it = loader(loaders.FailsFor(102), validation=("batch", 1, group(range(100, 104))))
-    with it:
-        next(it)
-        with pytest.raises(LoaderError, match="for item 2 of validation group 0") as caught:
-            next(it)
-    assert caught.value.validation and caught.value.seed is None
-
-
-@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
-def test_what_a_loader_function_must_not_return(executor: Any) -> None:
-    it = loader(loaders.returns_a_list, executor=executor)
-    with it, pytest.raises(LoaderError) as caught:
-        next(it)
-    assert isinstance(caught.value.__cause__, TypeError)
-    assert "the loader function returned list, wanted a dict of additional data or None" in str(caught.value)
-    assert caught.value.item_index == 0
-
-
-def test_additional_data_that_cannot_be_pickled_fails_its_item() -> None:
-    with loader(loaders.returns_a_lambda, executor="process") as it:
-        with pytest.raises(LoaderError) as caught:
-            next(it)
-        assert caught.value.item_index == 2
-        assert "the additional data that the loader function returned cannot be pickled" in str(caught.value)
-
-
-@pytest.mark.parametrize("executor", ["thread", "inline"])
-def test_additional_data_need_not_be_picklable_in_this_process(executor: Any) -> None:
-    with loader(loaders.returns_a_lambda, executor=executor) as it:
-        assert next(it).get_additional("x", 2)() == 0
-
-
-def test_a_descriptor_that_cannot_be_pickled_fails_its_item() -> None:
-    with loader(training=group([0, 1, lambda: 2, 3]), executor="process") as it, pytest.raises(LoaderError) as caught:
-        next(it)
-    assert "could not be sent to a worker" in str(caught.value)
-
-
-def test_a_descriptor_that_cannot_be_had_fails_its_item() -> None:
-    class Broken(list[int]):
-        def __getitem__(self, index: Any) -> Any:
-            if index == 5:
-                raise OSError("the list of files is gone")
-            return super().__getitem__(index)
-
-    with loader(training=group(Broken(range(8)))) as it:
-        next(it)
-        with pytest.raises(LoaderError, match="the list of files is gone") as caught:
-            next(it)
-    assert caught.value.item_index == 5 and isinstance(caught.value.__cause__, OSError)
-
-
-def test_a_loader_function_that_cannot_be_pickled_is_refused_with_advice() -> None:
-    it = loader(lambda item, arrays, seed: None, executor="process")
-    with pytest.raises(TypeError) as caught, it:
-        pass
-    assert "the loader function or startup_func cannot be sent to worker processes" in str(caught.value)
-    assert "executor='thread' and executor='inline' take any callable" in str(caught.value)
-    assert caught.value.__cause__ is not None
-
-
-@pytest.mark.parametrize("executor", ["thread", "inline"])
-def test_any_callable_works_in_this_process(executor: Any) -> None:
-    assert rows(loader(lambda *arguments: loaders.fill(*arguments), executor=executor))[0] == [0, 1, 2, 3]
-
-
-def test_a_worker_that_is_killed_is_an_error_with_its_status_and_items() -> None:
-    with loader(loaders.die, executor="process", depth=1) as it:
-        next(it)
-        with pytest.raises(WorkerDied) as caught:
-            next(it)
-    assert caught.value.exitcode == -9 and caught.value.items == [4, 5, 6, 7]
-
-
-def test_a_loader_function_that_hangs_is_named_after_the_timeout() -> None:
-    begun, release = threading.Event(), threading.Event()
-
-    def load(item: int, arrays: Any, seed: int | None) -> None:
-        begun.set()
-        release.wait()
-
-    with loader(load, executor="thread", timeout_sec=0.01) as it:
-        begun.wait()
-        with pytest.raises(BatchTimeoutError) as caught:
-            next(it)
-        release.set()
-    assert "no batch has been produced for 0.01 seconds (timeout_sec)" in str(caught.value)
-    assert "Worker 0 was given items [0, 1, 2, 3" in str(caught.value)
-    assert isinstance(caught.value, TimeoutError)
-
-
-def set_timeout(it: Dataloader[Any], seconds: float) -> None:
-    # A run has one timeout. A test that expects some batches and waits in vain for others needs two, or luck.
-    assert it._stream is not None
-    it._stream._timeout = seconds
-
-
-def test_batches_that_are_kept_are_named_after_the_timeout_and_can_be_found() -> None:
-    it = loader(executor="thread", depth=1, delivery="alias")
-    with it:
-        kept = next(it)
-        set_timeout(it, 0.01)
-        with pytest.raises(BatchTimeoutError, match="All slots are lent") as caught:
-            next(it)
-        first, *holders = debug_batch_references().splitlines()
-        assert first == "slot 0: <TrainingBatch 0 of epoch 0: x: float32[4, 3], y: int32[4]> is held by"
-        assert len(holders) == 1, "the search does not find itself"
-        assert holders[0].startswith(
-            "  local variable kept of test_batches_that_are_kept_are_named_after_the_timeout_and_can_be_found ("
-        )
-        del kept, caught
-        assert "TrainingBatch 0" not in debug_batch_references(), "nor does it keep what it found"
-        set_timeout(it, 60)
-        batch = next(it)
-        assert batch.arrays["y"].tolist() == [4, 5, 6, 7], "the run can go on"
-        del batch
-
-
-def test_an_array_that_outlives_its_batch_can_be_found() -> None:
-    class Log:
-        def __init__(self, value: Any) -> None:
-            self.values = [value]
-
-    with loader(delivery="alias", end_at=("batch", 1)) as it:
-        log = Log(next(it).arrays["y"])
-        first, *holders = debug_batch_references().splitlines()
-        assert first == "slot 0: array 'y' of a batch that is gone is held by"
-        assert holders[0] == "  list of 1, index [0]"
-        assert any("local variable log of test_an_array" in holder for holder in holders)
-        log.values.clear()
-        assert debug_batch_references() == ""
-
-
-# Starting.
-
-
-def test_startup_func_runs_in_each_process(tmp_path: Path) -> None:
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    pipe = os.open(path, os.O_RDWR)  # for reading; and writers need not wait for a reader
-    it = loader(loaders.pid, executor="process", loader_count=2, startup_func=loaders.WritesPid(str(path)))
-    with it:
-        started = {int(os.read(pipe, 16)) for _ in range(2)}
-        loaded = {pid for batch in it for pid in batch.additional["pid"]}
-    os.close(pipe)
-    assert len(started) == 2 and os.getpid() not in started
-    assert loaded <= started
-
-
-def test_startup_func_runs_in_each_thread() -> None:
-    together = threading.Barrier(3, timeout=60)
-    with loader(executor="thread", loader_count=2, startup_func=together.wait) as it:
-        together.wait()
-        assert len(list(it)) == 2
-
-
-def test_startup_func_runs_in_this_thread() -> None:
-    calls: list[threading.Thread] = []
-    with loader(startup_func=lambda: calls.append(threading.current_thread())) as it:
-        list(it)
-    assert calls == [threading.main_thread()]
-
-
-@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
-def test_a_startup_func_that_raises_is_the_cause_of_a_worker_start_error(executor: Any) -> None:
-    it = loader(executor=executor, startup_func=loaders.fails_to_start)
-    with it, pytest.raises(WorkerStartError) as caught:
-        next(it)
-    assert isinstance(caught.value.__cause__, OSError)
-    assert "no such licence server" in str(caught.value) and "in fails_to_start" in str(caught.value)
-
-
-# Arguments.
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "text"),
-    [
-        (TypeError, {"load": None}, "loader_func: got None, wanted a callable"),
-        (TypeError, {"load": "load"}, "loader_func: got 'load', wanted a callable"),
-        (TypeError, {"startup_func": 3}, "startup_func: got 3, wanted a callable"),
-        (TypeError, {"placement_func": 3}, "placement_func: got 3, wanted a callable"),
-        (TypeError, {"training": 3}, "training: got int, wanted a DataGroup or several"),
-        (TypeError, {"training": [3]}, "training: got int among the groups, wanted DataGroups"),
-        (ValueError, {"training": []}, "training: got no DataGroup, wanted at least one"),
-        (ValueError, {"executor": "fork"}, "executor: got 'fork', wanted one of 'process', 'thread', 'inline'"),
-        (ValueError, {"delivery": None}, "delivery: got None, wanted one of 'auto', 'alias', 'copy'"),
-        (ValueError, {"depth": 0}, "depth: got 0, wanted at least 1"),
-        (TypeError, {"depth": 1.5}, "depth: got 1.5, wanted an integer"),
-        (ValueError, {"loader_count": 0}, "loader_count: got 0, wanted at least 1"),
-        (TypeError, {"loader_count": True}, "loader_count: got True, wanted an integer"),
-        (ValueError, {"loader_nice": -1}, "loader_nice: got -1, wanted at least 0"),
-        (ValueError, {"cacher_count": -1}, "cacher_count: got -1, wanted at least 0"),
-        (TypeError, {"end_at": 5}, "end_at: got 5, wanted ('batch' or 'epoch', n), or None"),
-        (TypeError, {"end_at": ("batch",)}, "end_at: got ('batch',), wanted ('batch' or 'epoch', n), or None"),
-        (ValueError, {"end_at": ("step", 5)}, "end_at unit: got 'step', wanted one of 'batch', 'epoch'"),
-        (ValueError, {"end_at": ("batch", -1)}, "end_at: got -1, wanted at least 0"),
-        (TypeError, {"end_at": ("batch", 1.0)}, "end_at: got 1.0, wanted an integer"),
-        (
-            TypeError,
-            {"start_at": 3},
-            "start_at: got 3, wanted (epoch, batch), both at least 0, or what state() returned",
-        ),
-        (
-            ValueError,
-            {"start_at": (0, -1)},
-            "start_at: got (0, -1), wanted (epoch, batch), both at least 0, or what state() returned",
-        ),
-        (
-            TypeError,
-            {"start_at": (0, "1")},
-            "start_at: got (0, '1'), wanted (epoch, batch), both at least 0, or what state() returned",
-        ),
-        (TypeError, {"validation": 3}, "validation: got 3, wanted ('batch' or 'epoch', interval, groups)"),
-        (ValueError, {"validation": ("step", 1, 0)}, "validation mode: got 'step', wanted one of 'batch', 'epoch'"),
-        (ValueError, {"validation": ("batch", 0, 0)}, "validation interval: got 0, wanted at least 1"),
-        (TypeError, {"validation": ("batch", 1, 0)}, "validation: got int, wanted a DataGroup or several"),
-        (ValueError, {"validation": ("batch", 1, [])}, "validation: got no DataGroup, wanted at least one"),
-    ],
-    ids=str,
-)
-def test_arguments_that_are_refused(kind: type[Exception], options: dict[str, Any], text: str) -> None:
-    assert refused(kind, **options) == text
-
-
-def test_weights_that_are_refused() -> None:
-    assert "group 1 has none" in refused(ValueError, training=[group(weight=1), group()])
-    for weight in (0, -1, float("nan"), float("inf")):
-        message = refused(ValueError, training=[group(weight=weight), group(weight=1)])
-        assert f"a weight must be a finite number above 0, got {weight!r} for group 0" in message
-    weighted = ("epoch", 1, [group(), group(weight=1)])
-    assert "validation group 1 has weight 1" in refused(ValueError, validation=weighted)
-
-
-def test_a_timeout_of_zero_or_less_waits_for_ever() -> None:
-    for timeout in (0, -1):
-        assert len(rows(loader(executor="thread", timeout_sec=timeout))) == 2
-
-
-def test_all_arguments_after_the_groups_have_names() -> None:
-    with pytest.raises(TypeError):
-        Dataloader(loaders.fill, group(), None)  # type: ignore[misc]
-
-
-def test_what_jax_refuses_is_a_placement_error_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> Any:
-        raise ValueError("no room on the device")
-
-    monkeypatch.setattr("hydrax_gpu._place.placer.to_jax", refuse)
-    with pytest.raises(PlacementError, match="no room on the device") as caught, loader(delivery="alias") as it:
-        next(it)
-    assert isinstance(caught.value.__cause__, ValueError)
-
-
-def test_a_slot_that_is_given_back_is_filled_although_nobody_asks_for_a_batch() -> None:
-    begun = [threading.Event() for _ in range(40)]
-
-    def load(item: int, arrays: Any, seed: int | None) -> None:
-        begun[item].set()
-        loaders.fill(item, arrays, seed)
-
-    data = group(range(40))
-    with loader(load, data, executor="thread", delivery="alias", depth=1) as it:
-        for first in range(0, 36, 4):
-            batch = next(it)
-            assert not begun[first + 4].is_set(), "the only slot is held"
-            del batch
-            assert begun[first + 4].wait(10), "the slot is free, and stays empty"
-
-
-@pytest.mark.parametrize("executor", ["process", "thread"])
-def test_a_consumer_that_waits_is_let_go_when_another_thread_closes_the_loader(executor: Any) -> None:
-    for _ in range(3):
-        it = loader(loaders.WaitsForItem(7), group(range(8)), executor=executor, loader_count=2)
-        it.__enter__()
-        assert list(next(it).indices) == [0, 1, 2, 3]
-        ended: list[Any] = []
-        consumer = threading.Thread(target=lambda it=it, ended=ended: ended.append(next(it, "ended")))
-        consumer.start()
-        while not it._runner.inbox.asleep(Waiter.CONSUMER):
-            assert consumer.is_alive()
-        it.__exit__(None, None, None)
-        consumer.join(10)
-        assert ended == ["ended"]
