@@ -57,14 +57,14 @@ class EngineThread:
                 runner.start()
                 timeout = runner.turn()
             while not self._closing:
+                self._let_the_consumer_wake()  # after every turn, also before standing back
+                events: list[tuple[int, int]] = []
                 if runner.consumer_drives:
                     self._stand_back()
-                    with runner.lock:
-                        timeout = runner.turn()
-                self._let_the_consumer_wake()
-                if timeout is None and runner.core.lends:
-                    timeout = _LOOK_SECONDS
-                events = runner.inbox.wait(Waiter.ENGINE, timeout, self._stay_awake)
+                else:
+                    if timeout is None and runner.core.lends:
+                        timeout = _LOOK_SECONDS
+                    events = runner.inbox.wait(Waiter.ENGINE, timeout, self._stay_awake)
                 with runner.lock:
                     timeout = runner.turn(events)
                     runner.executor.start_more()
