@@ -27,7 +27,7 @@ from typing import Any, cast
 
 __all__ = ["arm", "held_by", "watch"]
 
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 10.0
 
 _FINALIZE: CodeType = cast("Any", weakref.finalize).__call__.__code__
 """The bottom of the Python frames of a thread that releases a lease."""
