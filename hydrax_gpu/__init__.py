@@ -12,24 +12,34 @@ if TYPE_CHECKING:
     from hydrax_gpu.debug import debug_batch_references as debug_batch_references
     from hydrax_gpu.errors import BatchTimeoutError as BatchTimeoutError
     from hydrax_gpu.errors import LoaderError as LoaderError
+    from hydrax_gpu.errors import NotEnoughMemory as NotEnoughMemory
     from hydrax_gpu.errors import PlacementError as PlacementError
     from hydrax_gpu.errors import StateMismatch as StateMismatch
+    from hydrax_gpu.errors import TooManyBadItems as TooManyBadItems
     from hydrax_gpu.errors import WorkerDied as WorkerDied
     from hydrax_gpu.errors import WorkerStartError as WorkerStartError
     from hydrax_gpu.group import DataGroup as DataGroup
     from hydrax_gpu.loader import Dataloader as Dataloader
+    from hydrax_gpu.policy import BadItem as BadItem
+    from hydrax_gpu.policy import BadItems as BadItems
+    from hydrax_gpu.policy import ErrorPolicy as ErrorPolicy
     from hydrax_gpu.report import Report as Report
 
 __all__ = [
     "ArraySpec",
+    "BadItem",
+    "BadItems",
     "Batch",
     "BatchTimeoutError",
     "DataGroup",
     "Dataloader",
+    "ErrorPolicy",
     "LoaderError",
+    "NotEnoughMemory",
     "PlacementError",
     "Report",
     "StateMismatch",
+    "TooManyBadItems",
     "TrainingBatch",
     "ValidationBatch",
     "WorkerDied",
@@ -43,6 +53,11 @@ __version__ = "0.1.0"
 # Names are imported when they are first asked for. A worker process imports this package too, and needs next to nothing
 # of it: this halves what its start costs beyond Python's and NumPy's own.
 _HOME = {
+    "NotEnoughMemory": "errors",
+    "TooManyBadItems": "errors",
+    "ErrorPolicy": "policy",
+    "BadItems": "policy",
+    "BadItem": "policy",
     "ArraySpec": "_spec",
     "Batch": "batch",
     "BatchTimeoutError": "errors",

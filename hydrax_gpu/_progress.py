@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hydrax_gpu._plan import BatchPlan, GroupPlan
+from hydrax_gpu.policy import BadItem, BadLedger
 
 __all__ = ["Progress"]
 
+_log = logging.getLogger("hydrax_gpu")
+
+_LOGGED = 20
+"""Bad items that are logged, one by one."""
+
 
 class Progress:
-    """Counters for the report."""
+    """Counters for the report.
 
-    """What was handed out; counted by the consumer."""
+    Args:
+        training: the training groups.
+        validation: the validation groups.
+        known: bad items that are known from before.
+        dropped: batches that an earlier part of this run has left out.
+    """
 
-    def __init__(self, training: Sequence[GroupPlan], validation: Sequence[GroupPlan]) -> None:
+    def __init__(
+        self,
+        training: Sequence[GroupPlan],
+        validation: Sequence[GroupPlan],
+        known: Iterable[BadItem] = (),
+        dropped: int = 0,
+    ) -> None:
+        self.bad = BadLedger(known)
+        self.dropped_batches = dropped
+        self.replaced_items = 0
         self.training_batches = 0
         self.validation_batches = 0
         self.items = 0
@@ -28,16 +49,37 @@ class Progress:
 
     def handed(self, plan: BatchPlan, wait_ns: int) -> None:
         """A batch was handed out, after the consumer has waited for `wait_ns` in all."""
+        self.replaced_items += len(plan.replaced)
+        self._done(plan)
         if not self.first_batch_ns:
             self.first_batch_ns, self.first_wait_ns = time.perf_counter_ns(), wait_ns
         self.items += plan.valid
         self.padded_rows += plan.rows - plan.valid
         if plan.validation:
             self.validation_batches += 1
-            self._per_group[self._training_groups + plan.group] += 1
         else:
             self.training_batches += 1
-            self._per_group[plan.group] += 1
+
+    def dropped(self, plan: BatchPlan) -> None:
+        """A batch was left out."""
+        self.dropped_batches += 1
+        self._done(plan)
+
+    def found(self, bad: Iterable[BadItem]) -> None:
+        """Items turned out to be bad."""
+        for item in bad:
+            if self.bad.add(item):
+                self._say(item)
+
+    def _say(self, bad: BadItem) -> None:
+        count = len(self.bad)
+        if count <= _LOGGED:
+            last = "" if count < _LOGGED else "; further ones are in report().bad only"
+            kind = "validation" if bad.validation else "training"
+            _log.warning("item %d of %s group %d is bad: %s%s", bad.item, kind, bad.group, bad.error, last)
+
+    def _done(self, plan: BatchPlan) -> None:
+        self._per_group[plan.group + (self._training_groups if plan.validation else 0)] += 1
 
     def dropped_items(self) -> int:
         """Items left out by the passes that are complete."""

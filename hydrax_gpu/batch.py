@@ -93,6 +93,17 @@ class Batch(Generic[D]):
         return np.arange(self._plan.rows) < self._plan.valid
 
     @property
+    def replaced(self) -> npt.NDArray[np.bool_]:
+        """For each row whether it holds a substitute for a bad item, shape `(rows,)`; see `ErrorPolicy`.
+
+        `indices`, `seeds` and `data` are those of the substitute.
+        """
+        mask = np.zeros(self._plan.rows, np.bool_)
+        for row in self._plan.replaced:
+            mask[row :: self._plan.valid] = True
+        return mask
+
+    @property
     def additional(self) -> MappingProxyType[str, Sequence[Any]]:
         """What the loader function returned: for each key one value a row, None where an item had no such key."""
         if self._columns is None:

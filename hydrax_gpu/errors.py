@@ -6,21 +6,40 @@ A message says what was got, what was wanted and what to do. Plain misuse (a wro
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hydrax_gpu.policy import BadItems
+
 __all__ = [
     "BatchTimeoutError",
     "LoaderError",
+    "NotEnoughMemory",
     "PlacementError",
     "StateMismatch",
+    "TooManyBadItems",
     "WorkerDied",
     "WorkerStartError",
 ]
 
 
 class BatchTimeoutError(TimeoutError):
-    """No batch has been produced for `timeout_sec` seconds.
+    """No batch has been produced for `timeout_sec` seconds. The next call of `next()` waits for one again.
 
-    The message lists what the loader was waiting for: items in work and since when, and the state of every slot.
+    The message says what the loader was waiting for: the item that each worker is at and since when, the Python stack
+    of each worker, the state of every slot, and, where batches that are still referenced hold all slots, what refers to
+    them.
+
+    Attributes:
+        items: indices of the items in work, one for each worker that is at one.
+        stacks: for each worker, by its number, its Python stack as text; "" where none could be had.
     """
+
+    def __init__(self, message: str, items: Sequence[int] = (), stacks: Mapping[int, str] | None = None) -> None:
+        self.items = tuple(items)
+        self.stacks = dict(stacks or {})
+        super().__init__(message)
 
 
 class LoaderError(RuntimeError):
@@ -33,7 +52,8 @@ class LoaderError(RuntimeError):
         group_index: index of the group among the training (or validation) groups.
         seed: the seed that the loader function was called with, `None` for validation.
         epoch: pass over the group in which the item failed.
-        worker_traceback: the traceback as the worker printed it, with the user's function and line.
+        worker_traceback: the traceback as the worker printed it, with the user's function and line; empty when the
+            worker died.
     """
 
     def __init__(
@@ -54,16 +74,52 @@ class LoaderError(RuntimeError):
         self.epoch = epoch
         self.worker_traceback = worker_traceback
         kind = "validation" if validation else "training"
-        hint = ""
-        if "between 0 and 2**32" in error:
-            # numpy.random.seed and RandomState are the one common consumer that our 63-bit seeds do not fit.
-            hint = (
-                "\nSeeds have 63 bits. Use numpy.random.default_rng(seed), or for the legacy generators "
-                "numpy.random.RandomState(seed % 2**32)."
-            )
+        trace = f"\n\nTraceback of the worker:\n{worker_traceback}" if worker_traceback else ""
         super().__init__(
-            f"the loader function raised {error} for item {item_index} of {kind} group {group_index} "
-            f"(epoch {epoch}, seed {seed}).{hint}\n\nTraceback of the worker:\n{worker_traceback}"
+            f"item {item_index} of {kind} group {group_index} (epoch {epoch}, seed {seed}) could not be loaded: "
+            f"{error}.{_hint(error)}{trace}"
+        )
+
+
+class TooManyBadItems(RuntimeError):
+    """More items were bad than the `ErrorPolicy` allows, or nothing was left of the data.
+
+    Attributes:
+        bad: the bad items so far; `bad.save(path)` writes them to a file that `ErrorPolicy(skip=path)` takes.
+    """
+
+    def __init__(self, reason: str, bad: BadItems) -> None:
+        self.bad = bad
+        lines = [f"{reason} Bad items so far: {len(bad)}."]
+        for item in bad[:8]:
+            kind = "validation" if item.validation else "training"
+            what = f"item {item.item} of {kind} group {item.group} (epoch {item.epoch})"
+            lines.append(f"  {what}: {item.error or 'known from a skip list'}")
+        if len(bad) > 8:
+            lines.append(f"  and {len(bad) - 8} more")
+        if bad:
+            lines[-1] += _hint(bad[0].error)
+        if first := next((item.traceback for item in bad if item.traceback), ""):
+            lines.append(f"\nTraceback of the first:\n{first}")
+        super().__init__("\n".join(lines))
+
+
+class NotEnoughMemory(MemoryError):
+    """The slots of a loader need more memory than there is; nothing was taken.
+
+    Attributes:
+        needed: bytes that the slots need.
+        free: bytes that there are.
+        limit: what it is that there are no more of, such as `memory limit of the cgroup /job (memory.max)`.
+    """
+
+    def __init__(self, what: str, needed: int, free: int, limit: str, advice: str) -> None:
+        self.needed = needed
+        self.free = free
+        self.limit = limit
+        super().__init__(
+            f"{what} need {needed:,} bytes, but the {limit} leaves {free:,}. Lower depth or batch_size, make the "
+            f"arrays smaller, or {advice}."
         )
 
 
@@ -78,9 +134,10 @@ class WorkerDied(RuntimeError):
         pid: process id of the worker.
         exitcode: its exit status; negative for the signal that ended it, `None` when unknown.
         items: indices of the items it had been given and not finished.
+        how: how it ended, in words.
     """
 
-    def __init__(self, pid: int, exitcode: int | None, items: list[int]) -> None:
+    def __init__(self, pid: int, exitcode: int | None, items: list[int], deaths: int = 1) -> None:
         self.pid = pid
         self.exitcode = exitcode
         self.items = items
@@ -91,13 +148,15 @@ class WorkerDied(RuntimeError):
             how = f"was ended by signal {-exitcode} ({_signal_name(-exitcode)})"
         else:
             how = f"exited with status {exitcode}"
+        self.how = how
         what = f"while it held items [{shown}]" if items else "while it held no items"
         advice = {
             9: " Signal 9 is what the kernel sends when memory runs out: see dmesg, lower loader_count or depth.",
             11: " A native library that the loader function calls has crashed; executor='inline' shows where.",
             7: " A bus error: a file that the loader function maps was truncated, or shared memory ran out.",
         }.get(-exitcode if exitcode is not None else 0, "")
-        super().__init__(f"loader process {pid} {how} {what}.{advice}")
+        count = f" It was the {deaths}th, which is more than ErrorPolicy(restarts=...) allows." if deaths > 3 else ""
+        super().__init__(f"loader process {pid} {how} {what}.{count}{advice}")
 
 
 class PlacementError(RuntimeError):
@@ -121,6 +180,16 @@ class StateMismatch(ValueError):
             f"the saved state does not fit this loader: {field} was {saved!r} in it and is {current!r} now. "
             f"Resume with the same {field.rsplit('.', 1)[-1]}, or start anew without the state."
         )
+
+
+def _hint(error: str) -> str:
+    # numpy.random.seed and RandomState are the one common consumer that our 63-bit seeds do not fit.
+    if "between 0 and 2**32" not in error:
+        return ""
+    return (
+        "\nSeeds have 63 bits. Use numpy.random.default_rng(seed), or for the legacy generators "
+        "numpy.random.RandomState(seed % 2**32)."
+    )
 
 
 def _signal_name(number: int) -> str:

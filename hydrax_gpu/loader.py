@@ -15,7 +15,9 @@ from hydrax_gpu._arguments import at_least, choice
 from hydrax_gpu._engine import (
     Core,
     CoreConfig,
+    Dropped,
     EpollInbox,
+    FaultRules,
     InterruptGuard,
     Runner,
     Stream,
@@ -33,6 +35,7 @@ from hydrax_gpu._progress import Progress
 from hydrax_gpu._spec import LayoutTuple
 from hydrax_gpu.batch import Batch, columns, make_batch, plan_of_batch
 from hydrax_gpu.group import DataGroup, data_of, groups_of, layout_of, plan_of
+from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode, bad_from_state
 from hydrax_gpu.report import Report, WorkerInfo
 
 if TYPE_CHECKING:
@@ -99,6 +102,11 @@ class Dataloader(Generic[D]):
             memory is not reused before all references to it are gone.
         executor: `"process"`, `"thread"` (for loader functions that release the GIL), or `"inline"` (in `next()`, with
             no worker and no prefetch: for debugging, and for loader functions below some 2 µs an item).
+        on_error: what to do about items that cannot be loaded, and about workers that die: an `ErrorPolicy`, or the
+            mode of one. By default a batch with a bad item is left out, which is logged and reported.
+        sigterm: whether SIGTERM ends the iteration, as the first Ctrl-C does; schedulers send it before they take a
+            machine away. A function is called then with the `state()` to go on at, in the thread that iterates and
+            before the iteration ends.
         delivery: `"alias"` shares the slot's memory with JAX: nothing is copied, and a batch that is kept holds one of
             `depth` slots. `"copy"` gives arrays that may be kept for ever. `"auto"` copies batches of up to 512 KiB,
             which is cheaper there, and shares larger ones: treat its batches as shared.
@@ -132,6 +140,8 @@ class Dataloader(Generic[D]):
         | None = None,
         executor: ExecutorName = "process",
         delivery: Delivery = "auto",
+        on_error: ErrorPolicy | Mode = "drop",
+        sigterm: bool | Callable[[State], object] = False,
     ) -> None:
         if is_worker():
             raise RuntimeError(
@@ -156,6 +166,10 @@ class Dataloader(Generic[D]):
         at_least("cacher_count", cacher_count, 0)
         self._timeout = float(timeout_sec) if timeout_sec > 0 else None
         self._deterministic = bool(deterministic)
+        self._policy = ErrorPolicy.of(on_error)
+        if not isinstance(sigterm, bool) and not callable(sigterm):
+            raise TypeError(f"sigterm: got {sigterm!r}, wanted True, False, or a function that saves a state")
+        self._sigterm = sigterm
 
         self._training = groups_of("training", training)
         self._validation: tuple[DataGroup[D], ...] = ()
@@ -173,7 +187,14 @@ class Dataloader(Generic[D]):
         self._position, ahead = self._begin(start_at)
         self._ahead = set(ahead)
         self._first_step = self._plan.step_of_position(self._position)[0]
-        self._progress = Progress([plan_of(g) for g in self._training], [plan_of(g) for g in self._validation])
+        self._found, dropped = _faults_of(start_at)
+        self._progress = Progress(
+            [plan_of(g) for g in self._training],
+            [plan_of(g) for g in self._validation],
+            BadItems([*self._found, *self._policy.skipped]),
+            dropped,
+        )
+        self._saved = False
         self._stream: Stream | None = None
         self._runner: Runner | None = None
         self._guard: InterruptGuard | None = None
@@ -191,7 +212,7 @@ class Dataloader(Generic[D]):
         Raises:
             RuntimeError: it was entered before.
             TypeError: the loader function cannot be sent to worker processes.
-            MemoryError: there is not enough memory for `depth` batches.
+            NotEnoughMemory: `depth` batches need more memory than there is.
         """
         if self._entered_ns:
             raise RuntimeError(
@@ -203,7 +224,7 @@ class Dataloader(Generic[D]):
         stream = self._stream = self._build()
         try:
             stream.start()
-            self._guard = InterruptGuard(stream)
+            self._guard = InterruptGuard(stream, sigterm=bool(self._sigterm))
             self._guard.install()
             _place.prepare()  # while the workers start
             close_at_exit()
@@ -227,8 +248,9 @@ class Dataloader(Generic[D]):
 
         Raises:
             StopIteration: the end was reached, or the loader was interrupted.
-            LoaderError: the loader function raised for an item of this batch.
-            WorkerDied: a worker process has ended.
+            LoaderError: an item of this batch is bad, and `on_error` says to raise.
+            TooManyBadItems: more items were bad than `on_error` allows, or nothing is left of the data.
+            WorkerDied: more worker processes have ended than `on_error` allows.
             WorkerStartError: a worker could not start.
             PlacementError: `placement_func` raised or returned something unfit.
             BatchTimeoutError: no batch came within `timeout_sec`.
@@ -238,12 +260,21 @@ class Dataloader(Generic[D]):
         stream = self._stream
         if stream is None or self._left_ns:
             self._not_running()
-        delivery = stream.next()
+        while isinstance(delivery := stream.next(), Dropped):
+            plan = delivery.plan
+            self._position = positions_after(self._position, self._ahead, plan.position)
+            self._progress.dropped(plan)
+            self._progress.found(delivery.bad)
         if delivery is None:
+            if stream.terminated and callable(self._sigterm) and not self._saved:
+                self._saved = True
+                self._sigterm(self.state())
             raise StopIteration
         batch: Batch[D] = delivery.batch
         self._position = positions_after(self._position, self._ahead, delivery.position)
         self._progress.handed(plan_of_batch(batch), stream.wait_ns)
+        if delivery.bad:
+            self._progress.found(delivery.bad)
         return batch
 
     def interrupt(self) -> None:
@@ -259,7 +290,10 @@ class Dataloader(Generic[D]):
     def _build(self) -> Stream:
         groups = (*self._training, *self._validation)
         layouts = [layout_of(group) for group in groups]
-        spec = WorkSpec(self._loader_func, self._startup_func, layouts, self._nice)
+        policy = self._policy
+        spec = WorkSpec(
+            self._loader_func, self._startup_func, layouts, self._nice, retries=policy.retries, backoff=policy.backoff
+        )
         workers = 1 if self._executor_name == "inline" else self._count
         arena = self._arena = Arena.create(
             self._depth,
@@ -290,6 +324,16 @@ class Dataloader(Generic[D]):
                 workers=workers,
                 ordered=self._deterministic,
                 whole_batches=self._executor_name == "inline",
+                faults=FaultRules(
+                    mode=policy.mode,
+                    limit=policy.limit(sum(map(len, groups))),
+                    skip=policy.skipped,
+                    found=self._found,
+                    restarts=policy.restarts,
+                    epoch_batches=self._plan.batches_per_epoch + self._plan.batches_per_validation,
+                    delivered_before=self._position > self._progress.dropped_batches,
+                    substitutes=self._plan.substitutes,
+                ),
             )
         )
         self._placer = _place.Placer(arena, layouts, self._delivery, self._user_placement(groups))
@@ -310,7 +354,7 @@ class Dataloader(Generic[D]):
             training_groups=len(self._training),
             make_batch=build_batch,
         )
-        return Stream(self._runner, threaded=self._executor_name != "inline", timeout=self._timeout)
+        return Stream(self._runner, threaded=self._executor_name != "inline", timeout=self._timeout, depth=self._depth)
 
     def _user_placement(self, groups: tuple[DataGroup[D], ...]) -> _place.PlacementFunc | None:
         function = self._placement_func
@@ -351,9 +395,15 @@ class Dataloader(Generic[D]):
         """What is needed to go on after the last batch that was handed out: a small dict for `json.dump`.
 
         Give it as `start_at` to another loader over the same data. It names what determines the order, and resuming
-        with something else raises `StateMismatch`. Batches that were loaded ahead and not handed out do not count.
+        with something else raises `StateMismatch`. Batches that were loaded ahead and not handed out do not count. It
+        also has the bad items so far.
         """
-        return to_state(self._plan, self._position, frozenset(self._ahead))
+        progress = self._progress
+        return {
+            **to_state(self._plan, self._position, frozenset(self._ahead)),
+            "bad": progress.bad.to_state(),
+            "dropped": progress.dropped_batches,
+        }
 
     @property
     def batches_per_epoch(self) -> int:
@@ -382,7 +432,7 @@ class Dataloader(Generic[D]):
 
     @property
     def interrupted(self) -> bool:
-        """Whether the iteration was ended by `interrupt()` or Ctrl-C."""
+        """Whether the iteration was ended by `interrupt()`, Ctrl-C, or (with `sigterm`) SIGTERM."""
         return self._stream is not None and self._stream.interrupted
 
     def idle_usec(self) -> int:
@@ -397,7 +447,7 @@ class Dataloader(Generic[D]):
         """What the loader has done so far; also after its `with` block."""
         stream, runner, arena, progress = self._stream, self._runner, self._arena, self._progress
         end = self._left_ns or time.perf_counter_ns()
-        workers = tuple(runner.workers) if runner is not None else ()
+        workers = tuple(runner.workers.values()) if runner is not None else ()
         return Report(
             training_batches=progress.training_batches,
             validation_batches=progress.validation_batches,
@@ -419,12 +469,16 @@ class Dataloader(Generic[D]):
             memory_bytes=arena.mapping.size if arena is not None else 0,
             huge_pages=arena.mapping.huge if arena is not None else False,
             notes=self._notes(),
+            bad=progress.bad.snapshot(),
+            dropped_batches=progress.dropped_batches,
+            replaced_items=progress.replaced_items,
+            worker_deaths=tuple(runner.deaths) if runner is not None else (),
         )
 
     def _notes(self) -> tuple[str, ...]:
         notes: list[str] = []
         runner = self._runner
-        if runner is not None and any(worker.imported_jax for worker in runner.workers):
+        if runner is not None and any(worker.imported_jax for worker in runner.workers.values()):
             notes.append(
                 "the workers import jax, because the module of the loader function does: in a module without it they "
                 "start faster and need less memory"
@@ -455,6 +509,15 @@ class Dataloader(Generic[D]):
                 f"start_at: got {start_at!r}, wanted (epoch, batch), both at least 0, or what state() returned"
             ) from None
         return self._plan.position_of_step(epoch * self._plan.batches_per_epoch + batch), frozenset()
+
+
+def _faults_of(start_at: object) -> tuple[BadItems, int]:
+    """The bad items that a state has, and the number of batches that were dropped."""
+    if not isinstance(start_at, Mapping):
+        return BadItems(), 0
+    state = cast("Mapping[str, Any]", start_at)
+    dropped = state.get("dropped", 0)
+    return BadItems(bad_from_state(state.get("bad", []))), at_least("the state's 'dropped'", dropped, 0)
 
 
 def _triple(validation: Any) -> tuple[Unit, int, Any]:

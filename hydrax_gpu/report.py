@@ -4,25 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["BadItem", "Report", "WorkerInfo"]
+from hydrax_gpu._engine import WorkerDeath
+from hydrax_gpu.policy import BadItems
 
-
-@dataclass(frozen=True, slots=True)
-class BadItem:
-    """An item that could not be loaded."""
-
-    group: int
-    """Index of its group among the training (or validation) groups."""
-    validation: bool
-    """Whether that is a validation group."""
-    item: int
-    """Index of the item in its group."""
-    epoch: int
-    """Epoch (or validation pass) in which it failed."""
-    error: str
-    """Type and text of the exception."""
-    traceback: str
-    """The worker's traceback."""
+__all__ = ["Report", "WorkerDeath", "WorkerInfo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +63,15 @@ class Report:
     """Whether that is on huge pages."""
     notes: tuple[str, ...] = ()
     """Whatever is not as was asked for, or costs more than it need."""
-    bad: tuple[BadItem, ...] = field(default=())
-    """Items that could not be loaded."""
+    bad: BadItems = field(default_factory=BadItems)
+    """Items that could not be loaded, in batches that were handed out or dropped so far; with those that a skip list or
+    the state that this run began at has named."""
+    dropped_batches: int = 0
+    """Batches that were left out because of bad items."""
+    replaced_items: int = 0
+    """Rows that hold a substitute for a bad item."""
+    worker_deaths: tuple[WorkerDeath, ...] = ()
+    """Workers that ended by themselves and were replaced."""
 
     @property
     def batches(self) -> int:
@@ -129,7 +121,8 @@ class Report:
         lines = [
             f"batches       {self.training_batches} training, {self.validation_batches} validation",
             f"items         {self.items} ({self.items_per_second:,.0f} a second)",
-            f"left out      {self.dropped_items} items dropped, {len(self.bad)} bad; {self.padded_rows} rows padded",
+            f"left out      {self.dropped_items} items dropped as remainders, {self.dropped_batches} batches dropped",
+            f"bad items     {len(self.bad)}; {self.replaced_items} rows replaced, {self.padded_rows} rows padded",
             f"waited        {self.wait_seconds:.2f} s in {self.waits} of {self.batches} batches "
             f"({self.wait_share:.1%} of the time after the first batch)",
             f"first batch   {_seconds(self.first_batch_seconds)}",
@@ -138,6 +131,9 @@ class Report:
             f"{' on huge pages' if self.huge_pages else ''}, delivery: {', '.join(self.delivery) or 'none yet'}",
             f"verdict       {self.verdict}",
         ]
+        if self.worker_deaths:
+            pids = ", ".join(str(death.pid) for death in self.worker_deaths[-8:])
+            lines.append(f"deaths        {len(self.worker_deaths)} workers were replaced (process {pids})")
         lines += [f"note          {note}" for note in self.notes]
         return "\n".join(lines)
 

@@ -7,7 +7,8 @@ and what holds there holds in the running loader.
 What it keeps true:
 - at most `depth` batches exist: every one between its planning and its release owns a slot;
 - a slot is filled by workers only while it is FILLING, and read only after the last of its chunks is done;
-- batches are placed in the plan's order (any order with `deterministic=False`), each exactly once;
+- batches are placed or dropped in the plan's order (any order with `deterministic=False`), each exactly once;
+- what a lost worker had to do is given to others, and a batch has what it would have had without that;
 - after `Fail`, `Finish` or `Stop`, nothing more is dispatched or placed.
 """
 
@@ -16,12 +17,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydrax_gpu._engine.faults import FaultBook, FaultRules
 from hydrax_gpu._engine.messages import (
     Dispatch,
+    Drop,
     Effect,
     Fail,
     Finish,
@@ -31,14 +34,16 @@ from hydrax_gpu._engine.messages import (
     Placed,
     PlacementFailed,
     Released,
+    Respawn,
+    RowFailure,
     Start,
     Stop,
     Taken,
+    Unsent,
 )
-from hydrax_gpu._exec.protocol import Result, WorkerLost, WorkerReady
+from hydrax_gpu._exec.protocol import Failure, Result, Unreadable, WorkerLost, WorkerReady
 from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
-from hydrax_gpu.errors import LoaderError, WorkerDied, WorkerStartError
 
 __all__ = ["Core", "CoreConfig"]
 
@@ -67,6 +72,7 @@ class CoreConfig:
         workers: number of workers.
         ordered: whether batches leave in the plan's order.
         whole_batches: never split a batch among chunks (an executor without parallelism gains nothing by it).
+        faults: what to do about bad items and lost workers.
     """
 
     plan: Callable[[int], BatchPlan]
@@ -77,6 +83,7 @@ class CoreConfig:
     workers: int
     ordered: bool = True
     whole_batches: bool = False
+    faults: FaultRules = field(default_factory=FaultRules)
 
 
 @dataclass(slots=True, eq=False)
@@ -84,13 +91,15 @@ class _Chunk:
     load: Load
     begin: int
     end: int
+    suspect: bool = False  # a single row, at which a worker has died
 
 
 @dataclass(slots=True, eq=False)
 class _Worker:
+    began: bool = False  # it, or one in whose place it came, was ready once
     ready: bool = False
-    lost: bool = False
-    chunks: dict[int, _Chunk] = field(default_factory=dict[int, _Chunk])
+    rows_done: int = 0
+    chunks: dict[int, _Chunk] = field(default_factory=dict[int, _Chunk])  # in the order in which it does them
 
 
 class Core:
@@ -98,6 +107,7 @@ class Core:
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
+        self._faults = FaultBook(config.faults)
         self.slots = SlotTable(config.depth)
         self._workers = [_Worker() for _ in range(config.workers)]
         self._next = config.begin
@@ -128,9 +138,23 @@ class Core:
         """Whether only released slots can make progress: all are lent, nothing is in work."""
         return self.running and all(self.slots.state(slot) is SlotState.LENT for slot in range(self._config.depth))
 
-    def work_in_progress(self) -> list[tuple[int, list[int]]]:
-        """For each worker its number and the indices of the items that it has been given."""
-        return [(number, self._items_of(worker)) for number, worker in enumerate(self._workers)]
+    def is_ready(self, number: int) -> bool:
+        """Whether a worker takes tasks."""
+        return self._workers[number].ready
+
+    def item_in_work(self, number: int, begun: int) -> tuple[BatchPlan, int, int, int] | None:
+        """What a worker is at that has begun `begun` items in its life.
+
+        Returns:
+            The batch, the row, and which item it is (from 1) of how many that the worker was given with it; None when
+            the worker has nothing to do.
+        """
+        worker = self._workers[number]
+        found = self._row_at(worker, begun)
+        if found is None:
+            return None
+        chunk, row = found
+        return chunk.load.plan, row, row - chunk.begin + 1, chunk.end - chunk.begin
 
     # The one entry.
 
@@ -148,28 +172,37 @@ class Core:
             case Placed(slot, generation, lent):
                 self._on_placed(slot, generation, lent)
             case WorkerReady(worker=number):
-                self._workers[number].ready = True
+                worker = self._workers[number]
+                worker.ready = worker.began = True
             case WorkerLost():
-                return self._on_lost(message)
+                self._on_lost(message, effects)
+            case Unsent():
+                self._on_unsent(message)
+            case Unreadable():
+                self._on_unreadable(message)
             case PlacementFailed(_, _, exception):
-                return self._fail(exception)
+                self._fail(exception, effects)
             case Start():
                 self.running = not self.finished
             case Stop():
                 self.running = False
                 self.finished = True
-        if self.running:
+        while self.running:
             self._place(effects)
-            self._plan()
+            if not self._plan():
+                break
+        if self.running:
             self._dispatch(effects)
         return effects
 
     def _on_result(self, result: Result) -> None:
-        chunk = self._workers[result.worker].chunks.pop(result.chunk, None)
+        worker = self._workers[result.worker]
+        chunk = worker.chunks.pop(result.chunk, None)
         if chunk is None:
             return  # of a worker that was given up
         load, rows = chunk.load, chunk.end - chunk.begin
         load.pending -= 1
+        worker.rows_done += rows
         cost = result.busy_ns / rows
         self._item_ns = cost if not self._item_ns else 0.8 * self._item_ns + 0.2 * cost
         quick = int(_QUICK_NS / (1 + rows * self._item_ns))
@@ -178,8 +211,10 @@ class Core:
             rows_before: list[dict[str, Any] | None] = load.additional or [None] * load.plan.valid
             rows_before[chunk.begin : chunk.end] = result.additional
             load.additional = rows_before
+        if chunk.suspect:
+            self._faults.acquit(load.plan, load.plan.indices[chunk.begin])
         for failure in result.failures:
-            load.failures.append((chunk.begin + failure.offset, failure))
+            self._row_failed(load, chunk.begin + failure.offset, failure)
         if load.pending == 0:
             self.slots.filled(load.slot)
 
@@ -187,40 +222,134 @@ class Core:
         if not lent and self.slots.release(slot, generation):
             del self._loads[slot]
 
-    def _on_lost(self, lost: WorkerLost) -> list[Effect]:
-        worker = self._workers[lost.worker]
-        if worker.lost:
-            return []
-        worker.lost = True
-        if lost.error is not None:
-            error = WorkerStartError(f"a worker could not start: {lost.error}\n\n{lost.traceback}".rstrip())
-            error.__cause__ = lost.exception
-        else:
-            error = WorkerDied(lost.pid, lost.exitcode, self._items_of(worker))
-        return self._fail(error)
+    # What goes wrong.
 
-    def _fail(self, error: Exception) -> list[Effect]:
+    def _row_failed(self, load: Load, row: int, failure: Failure, *, lethal: bool = False) -> None:
+        plan = load.plan
+        seed = None if plan.seeds is None else plan.seeds[row]
+        load.failures.append(RowFailure(row, plan.indices[row], seed, failure, lethal))
+        if load.additional is not None:
+            load.additional[row] = None
+        if self._faults.replaces(known=False):
+            self._replace(load, row)
+
+    def _replace(self, load: Load, row: int) -> None:
+        substitute = self._faults.substitute(load, row)
+        if substitute is None:
+            load.hopeless = True
+            return
+        load.plan = load.plan.with_substitute(row, *substitute)
+        load.pending += 1
+        self._queue.appendleft(_Chunk(load, row, row + 1))
+
+    def _on_lost(self, lost: WorkerLost, effects: list[Effect]) -> None:
+        worker = self._workers[lost.worker]
+        items = self._items_of(worker)
+        at = self._row_at(worker, lost.begun)
+        chunks = list(worker.chunks.values())
+        self._workers[lost.worker] = _Worker(began=worker.began)
         if self.finished:
-            return []
-        self.running = False
-        self.finished = True
-        return [Fail(error)]
+            return
+        suspect: int | None = None
+        guilty = False
+        for chunk in reversed(chunks):
+            if at is None or chunk is not at[0]:
+                self._queue.appendleft(chunk)
+                continue
+            load, row = chunk.load, at[1]
+            suspect = load.plan.indices[row]
+            failure = self._faults.strike(load.plan, suspect, lost)
+            load.pending -= 1
+            guilty = failure is not None
+            self._requeue(load, [(row + 1, chunk.end)])
+            if failure is None:
+                self._requeue(load, [(row, row + 1)], suspect=True)
+            else:
+                self._row_failed(load, row, failure, lethal=True)
+            self._requeue(load, [(chunk.begin, row)])
+            if load.pending == 0:
+                self.slots.filled(load.slot)
+        error = self._faults.lost(lost, items, innocent=guilty, began=worker.began)
+        if error is not None:
+            self._fail(error, effects)
+        else:
+            effects.append(Respawn(lost, items, suspect))
+
+    def _on_unsent(self, unsent: Unsent) -> None:
+        chunk = self._workers[unsent.worker].chunks.pop(unsent.chunk, None)
+        if chunk is None:
+            return
+        load = chunk.load
+        load.pending -= 1
+        bad = {failure.offset: failure for failure in unsent.failures}
+        rows = [row for row in range(chunk.begin, chunk.end) if row - chunk.begin not in bad]
+        self._requeue(load, list(_runs(rows)))
+        for offset, failure in bad.items():
+            self._row_failed(load, chunk.begin + offset, failure)
+        if load.pending == 0:
+            self.slots.filled(load.slot)
+
+    def _on_unreadable(self, unreadable: Unreadable) -> None:
+        worker = self._workers[unreadable.worker]
+        chunk = worker.chunks.pop(unreadable.chunk, None)
+        if chunk is None:
+            return
+        load, rows = chunk.load, chunk.end - chunk.begin
+        worker.rows_done += rows
+        load.pending -= 1
+        if rows == 1:
+            self._row_failed(load, chunk.begin, unreadable.failure)
+        else:  # once more, one by one
+            self._requeue(load, [(row, row + 1) for row in range(chunk.begin, chunk.end)])
+        if load.pending == 0:
+            self.slots.filled(load.slot)
+
+    def _requeue(self, load: Load, pieces: list[tuple[int, int]], *, suspect: bool = False) -> None:
+        """To be done again, and before anything else: they are the oldest."""
+        for begin, end in reversed(pieces):
+            if begin < end:
+                load.pending += 1
+                self._queue.appendleft(_Chunk(load, begin, end, suspect))
+
+    def _fail(self, error: Exception, effects: list[Effect]) -> None:
+        if not self.finished:
+            self.running = False
+            self.finished = True
+            effects.append(Fail(error))
 
     def _items_of(self, worker: _Worker) -> list[int]:
         return [i for c in worker.chunks.values() for i in c.load.plan.indices[c.begin : c.end]]
+
+    def _row_at(self, worker: _Worker, begun: int) -> tuple[_Chunk, int] | None:
+        ahead = begun - worker.rows_done - 1  # of the rows of its chunks, in their order
+        for chunk in worker.chunks.values():
+            if 0 <= ahead < chunk.end - chunk.begin:
+                return chunk, chunk.begin + ahead
+            ahead -= chunk.end - chunk.begin
+        return None
 
     # Placing.
 
     def _place(self, effects: list[Effect]) -> None:
         while self._unread < self._config.depth and (load := self._next_complete()) is not None:
-            if load.failures:
-                effects.extend(self._fail(_loader_error(load)))
+            error = self._faults.settle(load)
+            if error is not None:
+                self._fail(error, effects)
                 return
+            if self._faults.is_dropped(load):
+                self.slots.discard(load.slot)
+                del self._loads[load.slot]
+                effects.append(Drop(load))
+                continue
             # LENT from here on: its arrays may be released before the driver gets round to saying Placed.
             self.slots.lend(load.slot)
             self._unread += 1
             effects.append(Place(load))
         if not self._order and self._exhausted():
+            error = self._faults.finish()
+            if error is not None:
+                self._fail(error, effects)
+                return
             self.running = False
             self.finished = True
             effects.append(Finish())
@@ -244,7 +373,9 @@ class Core:
             self._next += 1
         return self._config.end is not None and self._next >= self._config.end
 
-    def _plan(self) -> None:
+    def _plan(self) -> bool:
+        """Plans what there are slots for; returns whether a batch among it needs no worker."""
+        complete = False
         while self.slots.free_count and not self._exhausted():
             plan = self._config.plan(self._next)
             self._next += 1
@@ -253,9 +384,28 @@ class Core:
             load = Load(plan, *taken)
             self._loads[load.slot] = load
             self._order.append(load)
+            known = self._faults.known_rows(plan)
+            if known and not self._handle_known(load, known):
+                self.slots.filled(load.slot)
+                complete = True
+                continue
             for begin, end in _split(plan.valid, self._parts(plan.valid)):
                 self._queue.append(_Chunk(load, begin, end))
                 load.pending += 1
+        return complete
+
+    def _handle_known(self, load: Load, rows: list[int]) -> bool:
+        """Replaces items that are known to be bad; returns whether the batch is to be loaded."""
+        if not self._faults.replaces(known=True):
+            load.dropped = True
+            return False
+        for row in rows:
+            substitute = self._faults.substitute(load, row)
+            if substitute is None:
+                load.hopeless = True
+                return False
+            load.plan = load.plan.with_substitute(row, *substitute)
+        return True
 
     def _parts(self, rows: int) -> int:
         """How many chunks to cut a batch into: enough for all workers, more if items are slow."""
@@ -283,7 +433,7 @@ class Core:
         best: int | None = None
         least = self._capacity
         for number, worker in enumerate(self._workers):
-            if worker.ready and not worker.lost and len(worker.chunks) < least:
+            if worker.ready and len(worker.chunks) < least:
                 best, least = number, len(worker.chunks)
         return best
 
@@ -294,17 +444,10 @@ def _split(rows: int, parts: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(edges))
 
 
-def _loader_error(load: Load) -> LoaderError:
-    row, failure = min(load.failures, key=lambda entry: entry[0])
-    plan = load.plan
-    error = LoaderError(
-        item_index=plan.indices[row],
-        group_index=plan.group,
-        validation=plan.validation,
-        seed=None if plan.seeds is None else plan.seeds[row],
-        epoch=plan.group_pass,
-        error=failure.error,
-        worker_traceback=failure.traceback,
-    )
-    error.__cause__ = failure.exception
-    return error
+def _runs(rows: list[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as `(begin, end)` of their runs."""
+    begin = 0
+    for i in range(1, len(rows) + 1):
+        if i == len(rows) or rows[i] != rows[i - 1] + 1:
+            yield rows[begin], rows[i - 1] + 1
+            begin = i

@@ -119,6 +119,11 @@ class EpollInbox:
             taken.append(messages.popleft())
         return taken
 
+    def abandon(self) -> None:
+        """`close`, in a fork of the process that it belongs to: what another thread held there is held for ever."""
+        self._closing = threading.RLock()
+        self.close()
+
     def close(self) -> None:
         """Gives the file descriptors back. Idempotent."""
         with self._closing:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from hydrax_gpu._exec.protocol import Failure, Result, WorkerLost, WorkerReady
+from hydrax_gpu._exec.protocol import Failure, Result, Unreadable, WorkerLost, WorkerReady
 from hydrax_gpu._plan import BatchPlan
+from hydrax_gpu.policy import BadItem
 
 __all__ = [
     "Dispatch",
+    "Drop",
     "Effect",
     "Fail",
     "Finish",
@@ -19,24 +22,66 @@ __all__ = [
     "Placed",
     "PlacementFailed",
     "Released",
+    "Respawn",
+    "RowFailure",
     "Start",
     "Stop",
     "Taken",
+    "Unsent",
 ]
+
+
+class RowFailure(NamedTuple):
+    """What was wrong with an item that was to fill a row; the first of several may have had others in its place."""
+
+    row: int
+    item: int
+    seed: int | None
+    failure: Failure
+    lethal: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Load:
-    """One batch on its way: which slot it fills, and what came back so far."""
+    """One batch on its way: which slot it fills, and what came back so far.
+
+    Attributes:
+        plan: what it holds; with substitutes where items were replaced.
+        pending: chunks that are not done.
+        failures: of its items, and of substitutes for them, in the order they came in.
+        substitutes: for each row whose item is bad what is left to try in its place.
+        dropped: whether an item is in it that is known to be bad, so that it is not even loaded.
+        hopeless: whether a row has no substitute left.
+    """
 
     plan: BatchPlan
     slot: int
     generation: int
     pending: int = 0
-    """Chunks that are not done."""
     additional: list[dict[str, Any] | None] | None = None
-    failures: list[tuple[int, Failure]] = field(default_factory=list[tuple[int, Failure]])
-    """`(row, failure)` in the order they came in."""
+    failures: list[RowFailure] = field(default_factory=list[RowFailure])
+    substitutes: dict[int, Iterator[tuple[int, int | None]]] = field(
+        default_factory=dict[int, "Iterator[tuple[int, int | None]]"]
+    )
+    dropped: bool = False
+    hopeless: bool = False
+
+    def bad_items(self) -> list[BadItem]:
+        """The items that could not be loaded."""
+        plan = self.plan
+        return [
+            BadItem(
+                item=item,
+                group=plan.group,
+                validation=plan.validation,
+                epoch=plan.group_pass,
+                error=failure.error,
+                traceback=failure.traceback,
+                count=1,
+                lethal=lethal,
+            )
+            for _, item, _, failure, lethal in sorted(self.failures, key=lambda entry: entry.row)
+        ]
 
 
 class Start(NamedTuple):
@@ -76,7 +121,17 @@ class Stop(NamedTuple):
     """Plan and place nothing any more."""
 
 
-Message: TypeAlias = Start | Released | Placed | PlacementFailed | Taken | Stop | Result | WorkerReady | WorkerLost
+class Unsent(NamedTuple):
+    """A chunk could not be sent to its worker, because of the items that `failures` are about."""
+
+    worker: int
+    chunk: int
+    failures: tuple[Failure, ...]
+
+
+Message: TypeAlias = (
+    Start | Released | Placed | PlacementFailed | Taken | Stop | Result | Unsent | Unreadable | WorkerReady | WorkerLost
+)
 
 
 class Dispatch(NamedTuple):
@@ -95,6 +150,20 @@ class Place(NamedTuple):
     load: Load
 
 
+class Drop(NamedTuple):
+    """This batch is left out: tell the consumer in its place."""
+
+    load: Load
+
+
+class Respawn(NamedTuple):
+    """Start another worker in the place of one that was lost. `suspect` is the item that it was at."""
+
+    lost: WorkerLost
+    items: list[int]
+    suspect: int | None
+
+
 class Fail(NamedTuple):
     """Nothing more will come: put this error into the outbox."""
 
@@ -105,4 +174,4 @@ class Finish(NamedTuple):
     """Nothing more will come: the end was reached."""
 
 
-Effect: TypeAlias = Dispatch | Place | Fail | Finish
+Effect: TypeAlias = Dispatch | Place | Drop | Respawn | Fail | Finish

@@ -6,6 +6,8 @@ own thread (`_engine.thread`) while the consumer is busy with a batch.
 
 from __future__ import annotations
 
+import logging
+import pickle
 import queue
 import threading
 import weakref
@@ -19,6 +21,7 @@ from hydrax_gpu._engine.core import Core
 from hydrax_gpu._engine.inbox import EpollInbox
 from hydrax_gpu._engine.messages import (
     Dispatch,
+    Drop,
     Effect,
     Fail,
     Finish,
@@ -28,24 +31,67 @@ from hydrax_gpu._engine.messages import (
     Placed,
     PlacementFailed,
     Released,
+    Respawn,
     Start,
     Stop,
     Taken,
+    Unsent,
 )
 from hydrax_gpu._exec.chunk import describe, format_traceback
 from hydrax_gpu._exec.protocol import Executor, Failure, Result, Task, WorkerReady
 from hydrax_gpu._plan import BatchPlan
-from hydrax_gpu.errors import PlacementError
+from hydrax_gpu.errors import PlacementError, WorkerDied, WorkerStartError
+from hydrax_gpu.policy import BadItem
 
-__all__ = ["END", "Delivery", "Entry", "Failed", "Placer", "Runner"]
+__all__ = ["END", "Delivery", "Dropped", "Entry", "Failed", "Lent", "Placer", "Runner", "WorkerDeath"]
+
+_log = logging.getLogger("hydrax_gpu")
+
+
+class Lent(NamedTuple):
+    """Weak references to a batch that shares a slot's memory, and to its arrays."""
+
+    slot: int
+    batch: weakref.ref[Any]
+    arrays: dict[str, weakref.ref[Any]]
+
+    def alive(self) -> list[tuple[int, str, Any]]:
+        """`(slot, what, object)`: the batch, if it exists, or those of its arrays that do without it."""
+        batch = self.batch()
+        if batch is not None:
+            return [(self.slot, repr(batch), batch)]
+        arrays = ((name, reference()) for name, reference in self.arrays.items())
+        return [
+            (self.slot, f"array {name!r} of a batch that is gone", array) for name, array in arrays if array is not None
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A batch in the outbox, with its position in the stream."""
+    """A batch in the outbox.
+
+    Attributes:
+        position: its position in the stream.
+        batch: the batch.
+        bad: the items that were replaced in it.
+        lent: references to it if it shares a slot's memory.
+    """
 
     position: int
     batch: Any
+    bad: Sequence[BadItem] = ()
+    lent: Lent | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Stands in the outbox in the place of a batch that was left out.
+
+    `bad` are the items that failed now; it is empty when all that are bad in it were known to be.
+    """
+
+    plan: BatchPlan
+    bad: Sequence[BadItem]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +106,23 @@ class _End:
 
 
 END = _End()
-Entry: TypeAlias = Delivery | Failed | _End
+Entry: TypeAlias = Delivery | Dropped | Failed | _End
 
 
-class Lent(NamedTuple):
-    """Weak references to a batch that shares a slot's memory, and to its arrays."""
+class WorkerDeath(NamedTuple):
+    """A worker that ended by itself, and in whose place another was started.
 
-    batch: weakref.ref[Any]
-    arrays: dict[str, weakref.ref[Any]]
+    Attributes:
+        pid: its process id.
+        exitcode: its exit status; negative for the signal that ended it, None when unknown.
+        items: indices of the items that it had been given and not finished; they were given to others.
+        suspect: index of the item that it was at, None if it was at none.
+    """
+
+    pid: int
+    exitcode: int | None
+    items: tuple[int, ...]
+    suspect: int | None
 
 
 class Placer(Protocol):
@@ -132,12 +187,13 @@ class Runner:
         self.outbox: queue.SimpleQueue[Entry] = queue.SimpleQueue()
         self.lock = threading.Lock()
         self.counters = Counters()
-        self.workers: list[WorkerReady] = []
+        self.workers: dict[int, WorkerReady] = {}  # by number; who took another's place has its number
+        self.deaths: list[WorkerDeath] = []
         self.taken = 0  # batches the consumer took out; written by the consumer alone
         self.consumer_drives = False  # whether the consumer waits in next(), and takes the turns there
         self.consumer_left_ns = 0  # when it last came out of there with a batch
         self.wants_taken = False  # whether the consumer should wake us when it takes one
-        self.lent: dict[int, Lent] = {}  # slot → what was made of it last, alive or not
+        self.lent: dict[int, Lent] = {}  # slot → the last of its batches that the consumer was given, alive or not
         self._placer = placer
         self._data = data
         self._plain = [isinstance(each, range) and each == range(len(each)) for each in data]
@@ -155,14 +211,36 @@ class Runner:
             if type(current) is Result:
                 self._count(current)
             elif type(current) is WorkerReady:
-                self.workers.append(current)
+                self.workers[current.worker] = current
             for effect in self.core.step(current):
                 self._carry_out(effect)
 
     def start(self) -> None:
         """Starts the workers and the core."""
-        self.executor.start()
+        try:
+            self.executor.start()
+        except OSError as error:
+            self._cannot_start(error)
+            return
         self.handle(Start())
+
+    def start_more(self) -> None:
+        """Starts workers that had to wait. On the thread that has called `start`."""
+        try:
+            self.executor.start_more()
+        except OSError as error:
+            self._cannot_start(error)
+
+    def _cannot_start(self, error: OSError) -> None:
+        # What the system refuses is a process or a file descriptor; asking again at once would not help.
+        failure = WorkerStartError(
+            f"the system refused to start a worker process: {error}. See `ulimit -u` (processes), `ulimit -n` (open "
+            "files) and the limits of the container, or lower loader_count."
+        )
+        failure.__cause__ = error
+        self.handle(Stop())
+        self.outbox.put(Failed(failure))
+        self.inbox.wake()
 
     def turn(self, events: Sequence[tuple[int, int]] = ()) -> float | None:
         """Handles all that has happened. The caller holds `lock`.
@@ -189,22 +267,17 @@ class Runner:
         return None
 
     def held(self) -> list[tuple[int, str, Any]]:
-        """`(slot, what, object)` for each batch, or array of a dropped batch, that holds one of the slots."""
-        found: list[tuple[int, str, Any]] = []
-        for slot, lent in list(self.lent.items()):
-            batch = lent.batch()
-            if batch is not None:
-                found.append((slot, repr(batch), batch))
-                continue
-            for name, reference in lent.arrays.items():
-                array = reference()
-                if array is not None:
-                    found.append((slot, f"array {name!r} of a batch that is gone", array))
-        return found
+        """What the consumer was given and holds one of the slots; see `Lent.alive`."""
+        return [entry for lent in list(self.lent.values()) for entry in lent.alive()]
 
     def has_work(self) -> bool:
         """Whether the consumer has taken what a turn would answer by placing more."""
         return self.wants_taken and self.taken != self._seen_taken
+
+    def abandon(self) -> None:
+        """Lets go of what belongs to the process that this one is a fork of."""
+        self.inbox.abandon()
+        self.executor.abandon()
 
     def close(self) -> None:
         """Ends the workers. The caller holds `lock`."""
@@ -224,6 +297,10 @@ class Runner:
                 self._dispatch(effect)
             case Place(load):
                 self._place(load)
+            case Drop(load):
+                self.outbox.put(Dropped(load.plan, load.bad_items()))
+            case Respawn():
+                self._respawn(effect)
             case Fail(error):
                 self.outbox.put(Failed(error))
             case Finish():
@@ -237,16 +314,26 @@ class Runner:
         layout = self._layout(plan)
         data = self._data[layout]
         seeds = None if plan.seeds is None else plan.seeds[begin:end]
+        indices = plan.indices[begin:end]
         try:
-            indices = plan.indices[begin:end]
             # Of a plain range, which stands for "no descriptors, just numbers", the item is the index.
             items = indices if self._plain[layout] else list(map(data.__getitem__, indices))
             task = Task(effect.chunk, effect.load.slot, layout, begin, items, seeds)
             self.executor.submit(effect.worker, task)
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
-            failures = _failures(data, plan.indices[begin:end], error)
-            self._messages.append(Result(effect.worker, effect.chunk, 0, None, failures))
+            self._messages.append(Unsent(effect.worker, effect.chunk, _failures(data, indices, error)))
+
+    def _respawn(self, effect: Respawn) -> None:
+        lost, items, suspect = effect
+        self.workers.pop(lost.worker, None)
+        self.deaths.append(WorkerDeath(lost.pid, lost.exitcode, tuple(items), suspect))
+        how = WorkerDied(lost.pid, lost.exitcode, items).how if lost.error is None else f"did not start: {lost.error}"
+        _log.warning(
+            "loader process %d %s at item %s; its %d items are given to others, and another is started in its place",
+            lost.pid, how, "none" if suspect is None else suspect, len(items),
+        )  # fmt: skip
+        self.executor.respawn(lost.worker)
 
     def _place(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation
@@ -267,20 +354,30 @@ class Runner:
             wrapped.__cause__ = error
             self._messages.append(PlacementFailed(slot, generation, wrapped))
             return
+        references: Lent | None = None
         if lent:
-            self.lent[slot] = Lent(weakref.ref(batch), {name: weakref.ref(array) for name, array in arrays.items()})
-        self.outbox.put(Delivery(plan.position, batch))
+            references = Lent(slot, weakref.ref(batch), {name: weakref.ref(array) for name, array in arrays.items()})
+        bad = load.bad_items() if load.failures else ()
+        self.outbox.put(Delivery(plan.position, batch, bad, references))
         self._messages.append(Placed(slot, generation, lent))
 
 
 def _failures(data: Sequence[Any], indices: Sequence[int], error: Exception) -> tuple[Failure, ...]:
+    """What is wrong with which items of a chunk that could not be sent because of `error`; never nothing."""
     failures: list[Failure] = []
     for offset, index in enumerate(indices):
         try:
-            data[index]
+            item = data[index]
         except Exception as own:
             failures.append(Failure(offset, f"{describe(own)} (from its descriptor)", format_traceback(own), own))
-    if not failures:
-        text = f"{describe(error)} (its descriptor could not be sent to a worker)"
-        failures.append(Failure(0, text, format_traceback(error), error))
-    return tuple(failures)
+            continue
+        try:
+            pickle.dumps(item, protocol=5)
+        except Exception as own:
+            text = f"{describe(own)} (its descriptor could not be sent to a worker)"
+            failures.append(Failure(offset, text, format_traceback(own), own))
+    if failures:
+        return tuple(failures)
+    text = f"{describe(error)} (the descriptors of its chunk could not be sent to a worker)"
+    trace = format_traceback(error)
+    return tuple(Failure(offset, text, trace, error) for offset in range(len(indices)))

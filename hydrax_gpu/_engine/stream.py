@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import atexit
+import logging
+import os
 import queue
 import threading
 import time
 import weakref
+from collections import deque
 from functools import cache
+from typing import TypeVar
 
 from hydrax_gpu._engine.inbox import Waiter
-from hydrax_gpu._engine.runner import END, Delivery, Entry, Failed, Runner
+from hydrax_gpu._engine.runner import END, Delivery, Dropped, Entry, Failed, Lent, Runner
 from hydrax_gpu._engine.thread import EngineThread
+from hydrax_gpu._engine.watch import describe_holders, stuck_engine, timed_out
 from hydrax_gpu.errors import BatchTimeoutError
 
 __all__ = ["Stream"]
+
+_log = logging.getLogger("hydrax_gpu")
+
+T = TypeVar("T")
 
 
 class Stream:
@@ -24,18 +33,25 @@ class Stream:
         runner: with its core not started.
         threaded: whether the engine has a thread of its own for the times when nobody waits in `next()`.
         timeout: seconds after which a wait is given up, or None.
+        depth: number of slots, for the watch on batches that are kept.
     """
 
-    def __init__(self, runner: Runner, *, threaded: bool, timeout: float | None) -> None:
+    def __init__(self, runner: Runner, *, threaded: bool, timeout: float | None, depth: int) -> None:
         self._runner = runner
-        self._engine = EngineThread(runner) if threaded else None
+        self._engine = EngineThread(runner, timeout) if threaded else None
         self._timeout = timeout
+        self._depth = depth
+        # The last batches that were handed out and share slots. The oldest of them should be gone: while it is not,
+        # and those after it are not either, no more than one slot is left, or none.
+        self._recent: deque[Lent] | None = deque(maxlen=1 if depth == 1 else max(2, depth - 1))
         self._ended: Failed | None = None
         self._closed = False
+        self._forked = False
         self.wait_ns = 0
         self.waits = 0
         self.interrupted = False
         self.interrupt_raises = False
+        self.terminated = False  # interrupted by SIGTERM
 
     @property
     def runner(self) -> Runner:
@@ -66,6 +82,12 @@ class Stream:
         while not self._runner.outbox.empty():
             self._runner.outbox.get()
 
+    def abandon(self) -> None:
+        """In a fork of the process that runs this: leaves all of it to that process."""
+        self._closed = self._forked = True
+        _running.discard(self)
+        self._runner.abandon()
+
     def interrupt(self, *, raises: bool = False) -> None:
         """Lets the next `next()` end the iteration (or raise KeyboardInterrupt). From any thread or signal handler."""
         self.interrupt_raises = self.interrupt_raises or raises
@@ -73,18 +95,28 @@ class Stream:
         self._runner.outbox.put(END)
         self._runner.inbox.wake()
 
-    def next(self) -> Delivery | None:
-        """The next batch, or None at the end of the stream.
+    def next(self) -> Delivery | Dropped | None:
+        """The next batch, or that one was left out, or None at the end of the stream.
 
         Raises:
             BatchTimeoutError: none came within the timeout.
             KeyboardInterrupt: after `interrupt(raises=True)`.
-            LoaderError, WorkerDied, WorkerStartError, PlacementError: the loader has failed; again at every call.
+            RuntimeError: this process is a fork of the one that runs the loader.
+            LoaderError, TooManyBadItems, WorkerDied, WorkerStartError, PlacementError: the loader has failed; again at
+                every call.
         """
+        if self._recent is not None and len(self._recent) == self._recent.maxlen:
+            self._check_kept(self._recent[0])
         if not self.interrupted and self._ended is None:
             entry = self._get()
             if not self.interrupted:
                 if type(entry) is Delivery:
+                    if entry.lent is not None:
+                        self._runner.lent[entry.lent.slot] = entry.lent
+                        if self._recent is not None:
+                            self._recent.append(entry.lent)
+                    return entry
+                if type(entry) is Dropped:
                     return entry
                 if isinstance(entry, Failed):
                     self._ended = entry
@@ -97,12 +129,32 @@ class Stream:
             raise self._ended.error
         return None
 
+    def _check_kept(self, lent: Lent) -> None:
+        alive = lent.alive()
+        if alive:
+            assert self._recent is not None
+            age = len(self._recent)
+            self._recent = None  # once is enough
+            _log.warning(
+                "a batch that was handed out %d steps ago is still referenced and holds one of %d slots; when all are "
+                "held, the loader has to wait. Drop it (`del batch` at the end of the loop's body), raise depth, or "
+                "use delivery='copy'.\n%s", age, self._depth, describe_holders(alive),
+            )  # fmt: skip
+
     def _get(self) -> Entry:
         runner = self._runner
+        if self._forked:
+            raise RuntimeError(
+                "this process is a fork of the one that runs the Dataloader, and cannot take batches from it: both "
+                "would read the same sockets. Iterate in the process that entered its `with` block, or enter another "
+                "Dataloader here."
+            )
         try:
             entry = runner.outbox.get_nowait()
         except queue.Empty:
             return self._wait()
+        if type(entry) is Dropped:
+            return entry  # it took no place in the outbox
         runner.taken += 1
         if (runner.wants_taken or runner.inbox.pending) and self._engine is not None:
             runner.inbox.wake()  # there is something to do, and we go away with a batch
@@ -117,23 +169,30 @@ class Stream:
         try:
             events: list[tuple[int, int]] = []
             while True:
-                with runner.lock:
+                if not runner.lock.acquire(timeout=self._left(begin, -1)):
+                    assert self._timeout is not None
+                    raise stuck_engine(self._timeout)
+                try:
                     if self._closed:  # by another thread
                         return END
                     again = runner.turn(events)
+                finally:
+                    runner.lock.release()
                 try:
                     entry = runner.outbox.get_nowait()
                 except queue.Empty:
                     pass
                 else:
-                    runner.taken += 1
+                    if type(entry) is not Dropped:
+                        runner.taken += 1
                     return entry
                 if runner.executor.run_one():
                     events = []
                     continue
-                left = None if self._timeout is None else self._timeout - (time.perf_counter() - begin)
-                if left is not None and left <= 0:
-                    raise self._timed_out()
+                left = self._left(begin, None)
+                if self._timeout is not None and left == 0:
+                    with runner.lock:
+                        raise timed_out(runner, self._timeout)
                 times = [seconds for seconds in (left, again) if seconds is not None]
                 events = inbox.wait(Waiter.CONSUMER, min(times, default=None), self._stay_awake)
         except BatchTimeoutError:
@@ -151,19 +210,9 @@ class Stream:
     def _stay_awake(self) -> bool:
         return self._closed or not self._runner.outbox.empty()
 
-    def _timed_out(self) -> BatchTimeoutError:
-        core = self._runner.core
-        lines = [f"no batch has been produced for {self._timeout:g} seconds (timeout_sec)."]
-        if core.starved:
-            lines.append(
-                "All slots are lent: batches, or arrays of batches, that are still referenced hold them. Drop them "
-                "(`del batch` at the end of the loop's body), raise depth, or use delivery='copy'."
-            )
-        for worker, items in core.work_in_progress():
-            if items:
-                lines.append(f"Worker {worker} was given items {items[:16]}{' ...' if len(items) > 16 else ''}.")
-        lines.append(f"Slots: {core.slots.describe()}.")
-        return BatchTimeoutError("\n".join(lines))
+    def _left(self, begin: float, for_ever: T) -> float | T:
+        """Seconds until a wait that began at `begin` is given up; `for_ever` when it never is."""
+        return for_ever if self._timeout is None else max(0.0, self._timeout - (time.perf_counter() - begin))
 
 
 _running: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -181,6 +230,14 @@ def close_at_exit() -> None:
     To be called after _place has asked for its own part of the end, which is to come after this.
     """
     atexit.register(_close_running)
+
+
+def _after_fork_in_child() -> None:
+    for stream in running_streams():
+        stream.abandon()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _close_running() -> None:

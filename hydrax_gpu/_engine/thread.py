@@ -8,9 +8,11 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Generator
 
 from hydrax_gpu._engine.inbox import Waiter
 from hydrax_gpu._engine.runner import Failed, Runner
+from hydrax_gpu._exec.threads import stack_of
 
 __all__ = ["EngineThread"]
 
@@ -20,14 +22,24 @@ _LONGEST_PAUSE = 0.016
 _LOOK_SECONDS = 0.01
 """How long a slot that the consumer itself gives back, which wakes nobody, may stay empty if it does not come back."""
 
+_CLOSE_SECONDS = 20.0
+"""How long the end waits for this thread: longer than executors wait for their workers and then for killed ones."""
+
 _log = logging.getLogger("hydrax_gpu")
 
 
 class EngineThread:
-    """Starts a runner, takes turns until it is closed, and ends it."""
+    """Starts a runner, takes turns until it is closed, and ends it.
 
-    def __init__(self, runner: Runner) -> None:
+    Args:
+        runner: to be driven.
+        patience: seconds that the consumer may take for one turn before it is said where it hangs; None for ever.
+    """
+
+    def __init__(self, runner: Runner, patience: float | None = None) -> None:
         self._runner = runner
+        self._patience = patience
+        self._creator = threading.current_thread()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="hydrax_gpu-engine", daemon=True)
 
@@ -36,14 +48,21 @@ class EngineThread:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops the engine and waits for it and all workers to end. Idempotent."""
+        """Stops the engine and waits for it and all workers to end, but not for ever. Idempotent."""
         self._closing = True
         if self._thread is threading.current_thread():
             return
+        deadline = time.monotonic() + _CLOSE_SECONDS
         while self._thread.is_alive():
             # Again and again, because a consumer in another thread may be woken in its place.
             self._runner.inbox.wake()
             self._thread.join(0.05)
+            if time.monotonic() > deadline:
+                _log.error(
+                    "the loader's thread has not ended within %g seconds and is left behind. It is here:\n%s",
+                    _CLOSE_SECONDS, stack_of(self._thread),
+                )  # fmt: skip
+                return
 
     def _run(self) -> None:
         # Signals are for the main thread, and workers are born with this thread's mask.
@@ -53,7 +72,7 @@ class EngineThread:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         runner = self._runner
         try:
-            with runner.lock:
+            with self._turn():
                 runner.start()
                 timeout = runner.turn()
             while not self._closing:
@@ -65,16 +84,32 @@ class EngineThread:
                     if timeout is None and runner.core.lends:
                         timeout = _LOOK_SECONDS
                     events = runner.inbox.wait(Waiter.ENGINE, timeout, self._stay_awake)
-                with runner.lock:
+                with self._turn():
                     timeout = runner.turn(events)
-                    runner.executor.start_more()
+                    runner.start_more()
         except Exception as error:
             _log.exception("the engine of a Dataloader has failed; this is a defect of hydrax_gpu")
             runner.outbox.put(Failed(error))
             runner.inbox.wake()
         finally:
-            with runner.lock:
+            with self._turn():
                 runner.close()
+
+    @contextlib.contextmanager
+    def _turn(self) -> Generator[None, None, None]:
+        # The consumer places batches too, and a placement_func that hangs there hangs in next(): nobody could raise a
+        # time-out. It can at least be said where.
+        lock, patience = self._runner.lock, self._patience
+        if not lock.acquire(timeout=-1 if patience is None else patience):
+            _log.error(
+                "next() has not come back from placing a batch for %g seconds. If placement_func is in the stack "
+                "below, that is what hangs:\n%s", patience, stack_of(self._creator),
+            )  # fmt: skip
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _stand_back(self) -> None:
         # A consumer that waits for batches drives the runner itself, and does so better alone: while it handles one
@@ -83,8 +118,8 @@ class EngineThread:
         runner, pause = self._runner, _PAUSE
         while not self._closing:
             time.sleep(pause)
-            with runner.lock:
-                runner.executor.start_more()
+            with self._turn():
+                runner.start_more()
             if not runner.consumer_drives and time.perf_counter_ns() - runner.consumer_left_ns > _AWAY_NS:
                 return
             pause = min(2 * pause, _LONGEST_PAUSE) if runner.consumer_drives else _PAUSE

@@ -10,10 +10,13 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 
 from hydrax_gpu._exec.protocol import Failure, LoaderFunc, Task
-from hydrax_gpu._mem.arena import Arena
+from hydrax_gpu._mem.arena import WORDS, Arena
 from hydrax_gpu._spec import Layout
 
 __all__ = ["ChunkRunner", "describe", "format_traceback"]
+
+_PATIENCE = 0.05
+"""Seconds between two looks at whether the loader closes, while a worker waits to try an item again."""
 
 _ItemArrays: TypeAlias = MappingProxyType[str, npt.NDArray[Any]]
 
@@ -23,14 +26,36 @@ class ChunkRunner:
 
     The argument views of a slot's rows are made when the slot is first used and kept: making them costs more than
     many a loader function.
+
+    Args:
+        loader: the user's function.
+        layouts: layout of each group's slots.
+        arena: the slots.
+        worker: number of the worker.
+        retries: how often an item is tried again.
+        backoff: seconds before the first retry; each further one waits twice as long.
+        catch: what the loader function may raise without more harm than a bad item.
     """
 
-    def __init__(self, loader: LoaderFunc, layouts: Sequence[Layout], arena: Arena, worker: int) -> None:
+    def __init__(
+        self,
+        loader: LoaderFunc,
+        layouts: Sequence[Layout],
+        arena: Arena,
+        worker: int,
+        *,
+        retries: int = 0,
+        backoff: float = 0.0,
+        catch: tuple[type[BaseException], ...] = (Exception, SystemExit),
+    ) -> None:
         self._loader = loader
         self._layouts = layouts
         self._arena = arena
         self._status = arena.status
-        self._word = 1 + worker
+        self._word = 1 + WORDS * worker
+        self._retries = retries
+        self._backoff = backoff
+        self._catch = catch
         self._begun = 0
         self._views: dict[tuple[int, int], Sequence[_ItemArrays]] = {}
 
@@ -41,9 +66,9 @@ class ChunkRunner:
         views = self._item_views(task.slot, task.layout)[task.row : task.row + len(items)]
         additional: list[dict[str, Any] | None] | None = None
         failures: list[Failure] = []
-        loader, status, word = self._loader, self._status, self._word
+        loader, status, word, catch = self._loader, self._status, self._word, self._catch
         first = begun = self._begun
-        start = time.perf_counter_ns()
+        status[word + 1] = start = time.perf_counter_ns()
         for item, arrays, seed in zip(items, views, seeds, strict=True):
             if status[0]:  # the loader is closing; nobody will look at this slot again
                 break
@@ -51,19 +76,46 @@ class ChunkRunner:
             status[word] = begun
             try:
                 result = loader(item, arrays, seed)
-            except (Exception, SystemExit) as error:
-                failures.append(_failure(begun - first - 1, error))
-                continue
-            if result:
-                if not isinstance(result, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
-                    failures.append(_failure(begun - first - 1, _not_a_dict(result)))
+                if result and not isinstance(result, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+                    raise _not_a_dict(result)
+            except catch as error:
+                failure, result = self._retry(begun - first - 1, item, arrays, seed, error)
+                if failure is not None:
+                    failures.append(failure)
                     continue
+            if result:
                 if additional is None:
                     additional = _nothing(len(items))
                 additional[begun - first - 1] = result
         busy = time.perf_counter_ns() - start
         self._begun = begun
         return busy, additional, tuple(failures)
+
+    def _retry(
+        self, offset: int, item: Any, arrays: _ItemArrays, seed: int | None, error: BaseException
+    ) -> tuple[Failure | None, dict[str, Any] | None]:
+        for attempt in range(self._retries):
+            if not self._wait(self._backoff * 2**attempt):
+                break
+            try:
+                result = self._loader(item, arrays, seed)
+                if result and not isinstance(result, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+                    raise _not_a_dict(result)
+                return None, result
+            except self._catch as again:
+                error = again
+        tries = f" (tried {self._retries + 1} times)" if self._retries else ""
+        return Failure(offset, describe(error) + tries, format_traceback(error), error), None
+
+    def _wait(self, seconds: float) -> bool:
+        """Waits; False, and at once, when the loader is closing."""
+        end = time.monotonic() + seconds
+        while not self._status[0]:
+            left = end - time.monotonic()
+            if left <= 0:
+                return True
+            time.sleep(min(left, _PATIENCE))
+        return False
 
     def _item_views(self, slot: int, layout: int) -> Sequence[_ItemArrays]:
         views = self._views.get((slot, layout))
@@ -92,10 +144,6 @@ def format_traceback(error: BaseException) -> str:
     if frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
     return "".join(traceback.format_exception(type(error), error, frames))
-
-
-def _failure(offset: int, error: BaseException) -> Failure:
-    return Failure(offset, describe(error), format_traceback(error), error)
 
 
 def _not_a_dict(result: object) -> TypeError:

@@ -6,7 +6,7 @@ import os
 from collections import deque
 
 from hydrax_gpu._exec.chunk import ChunkRunner, describe, format_traceback
-from hydrax_gpu._exec.protocol import Inbox, Result, Task, WorkerLost, WorkerReady, WorkSpec
+from hydrax_gpu._exec.protocol import Inbox, Result, Task, WorkerLost, WorkerReady, WorkerView, WorkSpec
 from hydrax_gpu._mem.arena import Arena
 
 __all__ = ["InlineExecutor"]
@@ -16,7 +16,7 @@ class InlineExecutor:
     """One worker, which is whoever calls `run_one`."""
 
     def __init__(self, spec: WorkSpec, arena: Arena, inbox: Inbox) -> None:
-        self._runner = ChunkRunner(spec.loader, spec.layouts, arena, 0)
+        self._runner = ChunkRunner(spec.loader, spec.layouts, arena, 0, retries=spec.retries, backoff=spec.backoff)
         self._startup = spec.startup
         self._inbox = inbox
         self._tasks: deque[Task] = deque()
@@ -37,6 +37,15 @@ class InlineExecutor:
 
     def start_more(self) -> None:
         pass
+
+    def respawn(self, worker: int) -> None:
+        self.start()
+
+    def inspect(self) -> list[WorkerView]:
+        return []  # whoever could ask is the worker
+
+    def abandon(self) -> None:
+        self._tasks.clear()
 
     def submit(self, worker: int, task: Task) -> None:
         self._tasks.append(task)

@@ -11,33 +11,23 @@ lives as long as the executor.
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
-import select
 import signal
-import socket
-import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
 from multiprocessing import spawn
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydrax_gpu import errors
-from hydrax_gpu._exec.framing import FrameReader, encode, frame
-from hydrax_gpu._exec.protocol import Failure, Inbox, Result, Task, WorkerLost, WorkerReady, WorkSpec
+from hydrax_gpu._exec.framing import encode
+from hydrax_gpu._exec.protocol import STACK_SIGNAL, Inbox, Task, WorkerView, WorkSpec
+from hydrax_gpu._exec.worker import Worker
 from hydrax_gpu._mem.arena import Arena
 
 __all__ = ["ProcessExecutor"]
 
-_BOOTSTRAP = (
-    "import sys, json; fd, memory, path = json.loads(sys.argv[1]); sys.path[:] = path; "
-    "from hydrax_gpu._exec.worker_main import main; main(fd, memory)"
-)
-_RECEIVE = 1 << 18
 _GRACE_SECONDS = 5.0
 
 
@@ -56,8 +46,10 @@ class ProcessExecutor:
     def __init__(self, spec: WorkSpec, arena: Arena, inbox: Inbox, count: int) -> None:
         self._arena = arena
         self._inbox = inbox
-        self._spec = _pickle_spec(spec)
-        self._workers = [_Worker(index, inbox) for index in range(count)]
+        self._spec = _encode_spec(spec)
+        self._greeting = (os.getpid(), tuple(arena.shape), sys.argv, _main_module())
+        self._path = _search_path()
+        self._workers = [Worker(index, inbox, arena) for index in range(count)]
         self._waiting = deque(self._workers)  # not started yet
 
     @property
@@ -76,14 +68,25 @@ class ProcessExecutor:
         free = max(1, len(os.sched_getaffinity(0)) - 1) - starting
         # Blocked signals stay blocked in the child until it has said what it wants to do with them: a Ctrl-C, which
         # the terminal sends to all processes, must not end a worker that is still importing.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, STACK_SIGNAL})
         try:
             for _ in range(min(free, len(self._waiting))):
-                self._waiting.popleft().start(self._arena, self._spec)
+                worker = self._waiting.popleft()
+                worker.start(self._path)
+                worker.send(encode((worker.index, *self._greeting)))
+                worker.send(self._spec)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if not self._waiting:
-            self._arena.mapping.close_fd()
+
+    def respawn(self, worker: int) -> None:
+        self._arena.reset_status(worker)
+        self._workers[worker] = Worker(worker, self._inbox, self._arena)
+        self._waiting.append(self._workers[worker])
+
+    def inspect(self) -> list[WorkerView]:
+        for worker in self._workers:
+            worker.ask_for_stack()  # all of them at once
+        return [view for worker in self._workers if (view := worker.inspect()) is not None]
 
     def submit(self, worker: int, task: Task) -> None:
         self._workers[worker].queue(encode(tuple(task)))
@@ -95,8 +98,15 @@ class ProcessExecutor:
     def run_one(self) -> bool:
         return False
 
+    def abandon(self) -> None:
+        self._waiting.clear()
+        for worker in self._workers:
+            worker.abandon()
+        self._arena.mapping.close_fd()
+
     def close(self) -> None:
         self._arena.status[0] = 1
+        self._waiting.clear()
         for worker in self._workers:
             worker.hang_up()
         deadline = time.monotonic() + _GRACE_SECONDS
@@ -105,138 +115,10 @@ class ProcessExecutor:
         self._arena.mapping.close_fd()
 
 
-class _Worker:
-    """One worker process and the socket to it."""
-
-    def __init__(self, index: int, inbox: Inbox) -> None:
-        self.index = index
-        self._inbox = inbox
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
-        self._reader = FrameReader()
-        self._queued: list[bytes] = []
-        self._unsent: bytes = b""
-        self._started_ns = 0
-        self.starting = False  # between its start and its being ready, or its end
-
-    def start(self, arena: Arena, spec: bytes) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.setblocking(False)
-        arguments = json.dumps([theirs.fileno(), arena.mapping.fd, _search_path()])
-        # The same flags (-O, -W, -X ...) that multiprocessing passes on; its own function for it is typed nowhere.
-        flags = cast("Callable[[], list[str]]", subprocess._args_from_interpreter_flags)  # pyright: ignore
-        self._started_ns = time.monotonic_ns()
-        with theirs:
-            self._process = subprocess.Popen(
-                [os.fsdecode(spawn.get_executable() or sys.executable), *flags(), "-c", _BOOTSTRAP, arguments],
-                stdin=subprocess.DEVNULL,
-                env={"OPENBLAS_NUM_THREADS": "1", **os.environ},
-                pass_fds=(theirs.fileno(), arena.mapping.fd),
-            )
-        self._socket = ours
-        self.starting = True
-        self._inbox.register(ours.fileno(), self._on_event)
-        shape = arena.shape
-        self.send(encode((self.index, os.getpid(), tuple(shape), sys.argv, _main_module())))
-        self.send(frame(spec))
-
-    def queue(self, data: bytes) -> None:
-        """Sends with the next `flush`: one system call, and one waking of the worker, for all that is queued."""
-        self._queued.append(data)
-
-    def flush(self) -> None:
-        if self._queued:
-            data = b"".join(self._queued)
-            self._queued.clear()
-            self.send(data)
-
-    def send(self, data: bytes) -> None:
-        """Sends without ever blocking: what the kernel does not take now goes out when it is writable."""
-        if self._socket is None:
-            return  # lost; its end was reported, and what it was given is the engine's to give to another
-        if self._unsent:
-            self._unsent += data
-            return
-        try:
-            sent = self._socket.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return  # the worker is gone; its end of the socket tells that too, through `_on_event`
-        if sent < len(data):
-            self._unsent = data[sent:]
-            self._inbox.register(self._socket.fileno(), self._on_event, write=True)
-
-    def hang_up(self) -> None:
-        """Closes the socket: the worker ends after the item it is at."""
-        if self._socket is not None:
-            self._inbox.unregister(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
-
-    def join(self, deadline: float) -> int | None:
-        """Waits for the process to end until `deadline` (monotonic seconds), then kills it. Returns its exit code."""
-        if self._process is None:
-            return None
-        try:
-            return self._process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
-
-    def _on_event(self, events: int) -> None:
-        if self._socket is None:
-            return
-        if events & select.EPOLLOUT:
-            data, self._unsent = self._unsent, b""
-            self._inbox.register(self._socket.fileno(), self._on_event)
-            self.send(data)
-        if events & ~select.EPOLLOUT:
-            self._receive(self._socket)
-
-    def _receive(self, sock: socket.socket) -> None:
-        while True:
-            try:
-                data = sock.recv(_RECEIVE)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._lost()
-                return
-            for message in self._reader.feed(data):
-                self._inbox.post(self._decode(message))
-            if len(data) < _RECEIVE:
-                return  # that was all: more of it will be another event
-
-    def _decode(self, message: tuple[Any, ...]) -> Result | WorkerReady | WorkerLost:
-        match message:
-            case ("done", chunk, busy, additional, failures):
-                return Result(self.index, chunk, busy, additional, tuple(Failure(*failure) for failure in failures))
-            case ("ready", pid, imported_jax):
-                self.starting = False
-                return WorkerReady(self.index, pid, time.monotonic_ns() - self._started_ns, imported_jax)
-            case ("failed", pid, text, trace, exception):
-                return WorkerLost(self.index, pid, None, text, trace, exception)
-            case _:
-                raise AssertionError(f"worker {self.index} sent {message!r}")
-
-    def _lost(self) -> None:
-        self.starting = False
-        self.hang_up()
-        process = self._process
-        if process is None:
-            return
-        # The socket closes before the process can be waited for, but not long before; a worker that closed it and
-        # lives on is of no use to anybody.
-        exitcode = self.join(time.monotonic() + 1.0)
-        self._inbox.post(WorkerLost(self.index, process.pid, exitcode, None, "", None))
-
-
-def _pickle_spec(spec: WorkSpec) -> bytes:
+def _encode_spec(spec: WorkSpec) -> bytes:
     try:
-        return pickle.dumps((spec.loader, spec.startup, tuple(spec.layouts), spec.nice), protocol=5)
+        parts = (spec.loader, spec.startup, tuple(spec.layouts), spec.nice, spec.retries, spec.backoff)
+        return encode(parts)
     except Exception as error:
         raise TypeError(
             f"the loader function or startup_func cannot be sent to worker processes ({error}). Define it at the top "

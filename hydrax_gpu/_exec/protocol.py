@@ -7,6 +7,7 @@ what a failure means is the engine's business.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from hydrax_gpu._spec import Layout
 
 __all__ = [
+    "STACK_SIGNAL",
     "Executor",
     "Failure",
     "Inbox",
@@ -21,10 +23,15 @@ __all__ = [
     "Result",
     "StartupFunc",
     "Task",
+    "Unreadable",
     "WorkSpec",
     "WorkerLost",
     "WorkerReady",
+    "WorkerView",
 ]
+
+STACK_SIGNAL = signal.SIGRTMIN + 7
+"""Makes a worker process write its threads' Python stacks down, whatever it is doing. One that nobody else uses."""
 
 LoaderFunc: TypeAlias = Callable[[Any, Any, "int | None"], "dict[str, Any] | None"]
 StartupFunc: TypeAlias = Callable[[], object]
@@ -39,12 +46,16 @@ class WorkSpec:
         startup: called once in each worker before its first item.
         layouts: layout of each group's slots; a task names one by its index.
         nice: increment of the workers' niceness.
+        retries: how often an item whose loading raised is tried again.
+        backoff: seconds before the first retry; each further one waits twice as long.
     """
 
     loader: LoaderFunc
     startup: StartupFunc | None
     layouts: Sequence[Layout]
     nice: int = 0
+    retries: int = 0
+    backoff: float = 0.0
 
 
 class Task(NamedTuple):
@@ -82,6 +93,14 @@ class Result(NamedTuple):
     failures: tuple[Failure, ...]
 
 
+class Unreadable(NamedTuple):
+    """A task is done, but what its items returned cannot be read. It takes a task of one item to tell whose that is."""
+
+    worker: int
+    chunk: int
+    failure: Failure
+
+
 class WorkerReady(NamedTuple):
     """A worker has started and takes tasks.
 
@@ -97,7 +116,11 @@ class WorkerReady(NamedTuple):
 
 
 class WorkerLost(NamedTuple):
-    """A worker could not start (`error` says why) or ended by itself (`exitcode`, None when unknown)."""
+    """A worker could not start (`error` says why) or ended by itself (`exitcode`, None when unknown).
+
+    `begun` is the number of items that it had begun in its life. The last of them is the one that it was at, if it had
+    not finished that. `traceback` is of what kept it from starting, or its Python stack when it crashed.
+    """
 
     worker: int
     pid: int
@@ -105,9 +128,31 @@ class WorkerLost(NamedTuple):
     error: str | None
     traceback: str
     exception: BaseException | None
+    begun: int = 0
 
 
-Message: TypeAlias = Result | WorkerReady | WorkerLost
+Message: TypeAlias = Result | Unreadable | WorkerReady | WorkerLost
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """A worker as it is seen from outside, for messages about one that hangs.
+
+    Attributes:
+        worker: its number.
+        name: what to call it, such as "process 4711".
+        state: what the operating system says of it, such as "stopped by a signal"; "" when there is nothing to say.
+        begun: number of items that it has begun in its life.
+        since_ns: when it took up the task it is at, on the clock of `time.perf_counter_ns`.
+        stack: its Python stack, innermost call first; "" when it could not be had.
+    """
+
+    worker: int
+    name: str
+    state: str
+    begun: int
+    since_ns: int
+    stack: str
 
 
 class Inbox(Protocol):
@@ -153,10 +198,22 @@ class Executor(Protocol):
         """Lets go of what is queued: tasks may wait for this."""
         ...
 
+    def respawn(self, worker: int) -> None:
+        """Lets another take the place of a worker that was lost, as soon as `start_more` comes by."""
+        ...
+
+    def inspect(self) -> list[WorkerView]:
+        """Looks at the workers; may take a second. From any thread."""
+        ...
+
+    def abandon(self) -> None:
+        """Forgets the workers, in a fork of the process that they belong to."""
+        ...
+
     def run_one(self) -> bool:
         """Runs one queued task on the calling thread; False when this executor has workers of its own for that."""
         ...
 
     def close(self) -> None:
-        """Ends all workers after the item that each is at, and waits for them. Idempotent."""
+        """Ends all workers after the item that each is at, and waits for them, though not for ever. Idempotent."""
         ...

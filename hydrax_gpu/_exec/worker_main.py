@@ -6,6 +6,7 @@ Start-up time and memory of every worker are decided by what this module imports
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import os
 import pickle
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 from hydrax_gpu._exec import role
 from hydrax_gpu._exec.chunk import ChunkRunner, describe, format_traceback
 from hydrax_gpu._exec.framing import FrameReader, encode
-from hydrax_gpu._exec.protocol import Failure, Task
+from hydrax_gpu._exec.protocol import STACK_SIGNAL, Failure, Task
 from hydrax_gpu._mem.arena import Arena, ArenaShape
 
 __all__ = ["main"]
@@ -28,11 +29,21 @@ _RECEIVE = 1 << 18
 _ANSWER_NS = 200_000
 
 
-def main(fd: int, memory: int) -> NoReturn:
-    """Runs the worker on the socket `fd` with the arena in file descriptor `memory`; ends the process."""
+def main(fd: int, memory: int, stack: int) -> NoReturn:
+    """Runs the worker on the socket `fd` with the arena in file descriptor `memory`; ends the process.
+
+    Its Python stacks go to the file `stack` when it crashes, and when it is asked for them by a signal.
+    """
     role.become_worker()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for inherited in (fd, stack):  # not by what the loader function may start
+        os.set_inheritable(inherited, False)
+    faulthandler.enable(stack)
+    faulthandler.register(STACK_SIGNAL, stack)
+    # A terminal sends SIGINT, and a scheduler SIGTERM, to all processes of a job: it is the main process's to decide
+    # what comes of it. Workers end with that, and when it hangs up.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, STACK_SIGNAL})
     link = _Link(fd)
     index, parent, shape, argv, main_module = link.receive()
     _die_with(parent)
@@ -40,15 +51,15 @@ def main(fd: int, memory: int) -> NoReturn:
         sys.argv = argv
         sys.modules["__main__"] = _LazyMain(main_module)
         arena = Arena.attach(ArenaShape(*shape), memory)
-        loader, startup, layouts, nice = link.receive()
+        loader, startup, layouts, nice, retries, backoff = link.receive()
         if nice:
             os.nice(nice)
         if startup is not None:
             startup()
-    except (Exception, SystemExit) as error:
-        link.send(_sendable(("failed", os.getpid(), describe(error), format_traceback(error), error)))
+    except BaseException as error:
+        link.send(encode(("failed", os.getpid(), describe(error), format_traceback(error), _pickled(error))))
         sys.exit(1)
-    runner = ChunkRunner(loader, layouts, arena, index)
+    runner = ChunkRunner(loader, layouts, arena, index, retries=retries, backoff=backoff, catch=(BaseException,))
     link.send(encode(("ready", os.getpid(), "jax" in sys.modules)))
     gc.freeze()  # what was imported stays; keep it out of every later collection
     while True:
@@ -154,33 +165,30 @@ class _LazyMain(ModuleType):
 def _encode_result(
     task: Task, busy: int, additional: list[dict[str, Any] | None] | None, failures: tuple[Failure, ...]
 ) -> bytes:
+    # What the user's objects make of being pickled, and unpickled on the other side, must not touch the rest of the
+    # message: it says which items this is about.
+    data: bytes | None = None
+    if additional is not None:
+        try:
+            data = pickle.dumps(additional, protocol=5)
+        except Exception:
+            # Some item's additional data cannot be pickled: that item has failed, the others have not.
+            for offset, value in enumerate(additional):
+                try:
+                    pickle.dumps(value, protocol=5)
+                except Exception as error:
+                    additional[offset] = None
+                    text = f"what the loader function returned cannot be pickled ({describe(error)})"
+                    failures = (*failures, Failure(offset, text, format_traceback(error), None))
+            data = pickle.dumps(additional, protocol=5)
+    sent = tuple((*failure[:-1], _pickled(failure.exception)) for failure in failures)
+    return encode(("done", task.chunk, busy, data, sent))
+
+
+def _pickled(error: BaseException | None) -> bytes | None:
+    """An exception, if it survives pickling; otherwise it is left out, its text having been sent anyway."""
     try:
-        return _sendable(("done", task.chunk, busy, additional, failures))
-    except Exception:
-        # Some item's additional data cannot be pickled: that item has failed, the others have not.
-        assert additional is not None
-        for offset, value in enumerate(additional):
-            try:
-                pickle.dumps(value, protocol=5)
-            except Exception as error:
-                additional[offset] = None
-                text = f"the additional data that the loader function returned cannot be pickled ({describe(error)})"
-                failures = (*failures, Failure(offset, text, format_traceback(error), None))
-        return _sendable(("done", task.chunk, busy, additional, failures))
-
-
-def _sendable(message: tuple[Any, ...]) -> bytes:
-    """Encodes a message; exceptions in it that do not survive pickling are left out (their text is in it anyway)."""
-    *head, last = message
-    if isinstance(last, BaseException):
-        return encode((*head, _or_none(last)))
-    failures: tuple[Failure, ...] = last
-    return encode((*head, tuple((*failure[:-1], _or_none(failure.exception)) for failure in failures)))
-
-
-def _or_none(error: BaseException | None) -> BaseException | None:
-    try:
-        copy = pickle.loads(pickle.dumps(error, protocol=5))
+        data = pickle.dumps(error, protocol=5)
+        return data if type(pickle.loads(data)) is type(error) else None
     except Exception:
         return None
-    return error if type(copy) is type(error) else None

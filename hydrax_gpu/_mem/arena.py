@@ -9,9 +9,12 @@ from typing import NamedTuple, TypeAlias
 
 from hydrax_gpu._mem.mapping import Mapping, attach, create
 
-__all__ = ["Arena", "ArenaShape", "Lease"]
+__all__ = ["WORDS", "Arena", "ArenaShape", "Lease"]
 
 _PAGE = 4096
+
+WORDS = 2
+"""Status words of a worker."""
 
 Lease: TypeAlias = "ctypes.Array[ctypes.c_ubyte]"
 """A window on a slot's bytes that NumPy takes as a buffer; see `Arena.lease`."""
@@ -30,15 +33,15 @@ class ArenaShape(NamedTuple):
 
     @property
     def status_size(self) -> int:
-        return -(-8 * (self.workers + 1) // _PAGE) * _PAGE
+        return -(-8 * (1 + WORDS * self.workers) // _PAGE) * _PAGE
 
 
 class Arena:
     """Memory of all slots.
 
     The status words, 64-bit integers behind the slots, need no lock: each has one writer. Word 0 is set to 1 by the
-    owner to make workers stop after the item they are at; word 1+w is worker w's progress: the number of items that
-    it has begun.
+    owner to make workers stop after the item they are at. `WORDS` words for each worker follow: the number of items
+    that it has begun in its life, and when it took up the task that it is at (`time.perf_counter_ns`).
     """
 
     def __init__(self, shape: ArenaShape, mapping: Mapping) -> None:
@@ -63,6 +66,16 @@ class Arena:
     def attach(shape: ArenaShape, fd: int) -> Arena:
         """The same arena in another process, from its file descriptor, which is closed."""
         return Arena(shape, attach(fd, shape.size))
+
+    def status_of(self, worker: int) -> tuple[int, int]:
+        """Items that a worker has begun in its life, and when it took up its task, in nanoseconds."""
+        word = 1 + WORDS * worker
+        return self.status[word], self.status[word + 1]
+
+    def reset_status(self, worker: int) -> None:
+        """Makes room for the numbers of a worker that takes another's place."""
+        word = 1 + WORDS * worker
+        self.status[word] = self.status[word + 1] = 0
 
     def slot(self, slot: int) -> memoryview:
         """The bytes of a slot."""

@@ -1,6 +1,7 @@
 """The life of a slot, as a table that only its owner changes.
 
     FREE → FILLING → FULL → LENT → FREE
+                       └──────────→ FREE    a batch that is left out
 
 A slot holds one batch. Each time round it gets a new *generation*, and whatever speaks of a slot names the generation
 it means: a worker that finishes late, or an array that dies late, speaks of a generation that is over and is ignored.
@@ -71,6 +72,11 @@ class SlotTable:
     def lend(self, slot: int) -> None:
         """FULL → LENT."""
         self._move(slot, SlotState.FULL, SlotState.LENT)
+
+    def discard(self, slot: int) -> None:
+        """FULL → FREE."""
+        self._move(slot, SlotState.FULL, SlotState.FREE)
+        self._free.append(slot)
 
     def release(self, slot: int, generation: int) -> bool:
         """LENT → FREE if `generation` is the current one and it is lent; returns whether it was."""

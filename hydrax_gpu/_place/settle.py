@@ -17,6 +17,7 @@ import atexit
 import ctypes
 import itertools
 import logging
+import os
 import sys
 import time
 import weakref
@@ -37,6 +38,9 @@ _log = logging.getLogger("hydrax_gpu")
 _tokens = itertools.count()
 _outstanding: dict[int, tuple[weakref.ref[Any], ...]] = {}
 """For every lease of a slot that JAX was given and is not done with, the arrays that share its memory."""
+
+# A fork has none of XLA's threads, so nothing that it could wait for would ever end.
+os.register_at_fork(after_in_child=_outstanding.clear)
 
 
 @cache

@@ -38,6 +38,7 @@ class Purpose(IntEnum):
     BATCH_SEED = 2
     ITEM_ORDER = 3
     BATCH_ORDER = 4
+    SUBSTITUTE = 5
 
 
 def philox4x32(counter: tuple[U64 | int, U64 | int, U64 | int, U64 | int], key: int) -> U64:

@@ -9,13 +9,14 @@ validation passes of V batches, the stream is I training batches, V validation b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Literal, NamedTuple, TypeAlias, final
 
 from hydrax_gpu._plan.blocks import GroupBatches
 from hydrax_gpu._plan.groups import GroupPlan, ValidationPlan
 from hydrax_gpu._plan.schedule import InterleavedSchedule, Schedule, SequentialSchedule, WeightedSchedule
+from hydrax_gpu._plan.substitutes import substitutes
 
 __all__ = ["JSON", "ORDER_VERSION", "BatchPlan", "Plan"]
 
@@ -44,6 +45,7 @@ class BatchPlan(NamedTuple):
         seed: of the batch as a whole; 0 for validation.
         group_pass: how often the group was gone through before; for training the epoch that keys its order and seeds.
             Other than `epoch` only where groups have weights.
+        replaced: the rows below `valid` whose items are substitutes for ones that could not be loaded, ascending.
     """
 
     position: int
@@ -59,6 +61,18 @@ class BatchPlan(NamedTuple):
     seeds: list[int] | None
     seed: int
     group_pass: int = 0
+    replaced: tuple[int, ...] = ()
+
+    def with_substitute(self, row: int, item: int, seed: int | None) -> BatchPlan:
+        """The same batch with another item in row `row < valid`, and in the padding that repeats that row."""
+        indices, seeds = self.indices.copy(), None if self.seeds is None else self.seeds.copy()
+        for each in range(row, self.rows, self.valid):
+            indices[each] = item
+            if seeds is not None:
+                assert seed is not None
+                seeds[each] = seed
+        replaced = tuple(sorted({*self.replaced, row}))
+        return self._replace(indices=indices, seeds=seeds, replaced=replaced)
 
 
 @final
@@ -167,6 +181,11 @@ class Plan:
         content, rows, valid, items, seeds, seed = self._validation[group].get(0, batch)
         number = full * self.batches_per_validation + place
         return BatchPlan(position, True, group, content, full, place, number, rows, valid, items, seeds, seed, full)
+
+    def substitutes(self, batch: BatchPlan, row: int) -> Iterator[tuple[int, int | None]]:
+        """`(item, seed)` of the items to try in place of the one in a row of a batch, best first; see `substitutes`."""
+        groups = self.validation.groups if batch.validation and self.validation is not None else self.training
+        return substitutes(groups[batch.group], batch.group_pass, batch.indices[row], seeded=not batch.validation)
 
     def position_of_step(self, step: int) -> int:
         """Position of a training step; a validation pass due before it has been."""

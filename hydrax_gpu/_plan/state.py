@@ -7,7 +7,7 @@ says the same whatever the validation interval makes of positions:
 
 `epoch` and `batch` are the training steps done, `validation` the batches done of the validation pass that comes next or
 is in progress (null where a training step comes next), `ahead` the offsets of batches that were handed out before their
-turn. Other keys are left to others.
+turn. Other keys are left to others (the loader keeps `bad` and `dropped` there: bad items, batches left out).
 """
 
 from __future__ import annotations

@@ -397,7 +397,7 @@ def test_the_report_can_be_read() -> None:
     rows(it)
     text = str(it.report())
     assert "batches       4 training, 0 validation\n" in text
-    assert "left out      4 items dropped, 0 bad; 0 rows padded\n" in text
+    assert "left out      4 items dropped as remainders, 0 batches dropped\n" in text
     assert "1 x inline" in text and "delivery: copy\n" in text
     assert "verdict       " in text and text.isascii()
 

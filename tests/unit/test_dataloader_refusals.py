@@ -12,6 +12,7 @@ import pytest
 from hydrax_gpu import (
     BatchTimeoutError,
     Dataloader,
+    ErrorPolicy,
     LoaderError,
     WorkerDied,
     WorkerStartError,
@@ -25,7 +26,9 @@ from tests.small import group, loader, rows
 
 @pytest.mark.parametrize("executor", ["process", "thread", "inline"])
 def test_an_item_that_fails_is_an_error_at_its_batch(executor: Any) -> None:
-    it = loader(loaders.FailsFor(6), group(range(20), seed=3), executor=executor, loader_count=2, depth=4)
+    it = loader(
+        loaders.FailsFor(6), group(range(20), seed=3), executor=executor, loader_count=2, depth=4, on_error="raise"
+    )
     with it:
         assert next(it).arrays["y"].tolist() == [0, 1, 2, 3]
         with pytest.raises(LoaderError) as caught:
@@ -42,17 +45,17 @@ def test_an_item_that_fails_is_an_error_at_its_batch(executor: Any) -> None:
 
 
 def test_an_error_in_validation_says_so() -> None:
-    it = loader(loaders.FailsFor(102), validation=("batch", 1, group(range(100, 104))))
+    it = loader(loaders.FailsFor(102), validation=("batch", 1, group(range(100, 104))), on_error="raise")
     with it:
         next(it)
-        with pytest.raises(LoaderError, match="for item 2 of validation group 0") as caught:
+        with pytest.raises(LoaderError, match=r"item 2 of validation group 0 .* could not be loaded") as caught:
             next(it)
     assert caught.value.validation and caught.value.seed is None
 
 
 @pytest.mark.parametrize("executor", ["process", "thread", "inline"])
 def test_what_a_loader_function_must_not_return(executor: Any) -> None:
-    it = loader(loaders.returns_a_list, executor=executor)
+    it = loader(loaders.returns_a_list, executor=executor, on_error="raise")
     with it, pytest.raises(LoaderError) as caught:
         next(it)
     assert isinstance(caught.value.__cause__, TypeError)
@@ -61,11 +64,11 @@ def test_what_a_loader_function_must_not_return(executor: Any) -> None:
 
 
 def test_additional_data_that_cannot_be_pickled_fails_its_item() -> None:
-    with loader(loaders.returns_a_lambda, executor="process") as it:
+    with loader(loaders.returns_a_lambda, executor="process", on_error="raise") as it:
         with pytest.raises(LoaderError) as caught:
             next(it)
         assert caught.value.item_index == 2
-        assert "the additional data that the loader function returned cannot be pickled" in str(caught.value)
+        assert "what the loader function returned cannot be pickled" in str(caught.value)
 
 
 @pytest.mark.parametrize("executor", ["thread", "inline"])
@@ -75,8 +78,10 @@ def test_additional_data_need_not_be_picklable_in_this_process(executor: Any) ->
 
 
 def test_a_descriptor_that_cannot_be_pickled_fails_its_item() -> None:
-    with loader(training=group([0, 1, lambda: 2, 3]), executor="process") as it, pytest.raises(LoaderError) as caught:
+    it = loader(training=group([0, 1, lambda: 2, 3]), executor="process", on_error="raise")
+    with it, pytest.raises(LoaderError) as caught:
         next(it)
+    assert caught.value.item_index == 2
     assert "could not be sent to a worker" in str(caught.value)
 
 
@@ -87,7 +92,7 @@ def test_a_descriptor_that_cannot_be_had_fails_its_item() -> None:
                 raise OSError("the list of files is gone")
             return super().__getitem__(index)
 
-    with loader(training=group(Broken(range(8)))) as it:
+    with loader(training=group(Broken(range(8))), on_error="raise") as it:
         next(it)
         with pytest.raises(LoaderError, match="the list of files is gone") as caught:
             next(it)
@@ -109,7 +114,7 @@ def test_any_callable_works_in_this_process(executor: Any) -> None:
 
 
 def test_a_worker_that_is_killed_is_an_error_with_its_status_and_items() -> None:
-    with loader(loaders.die, executor="process", depth=1) as it:
+    with loader(loaders.die, executor="process", depth=1, on_error=ErrorPolicy(restarts=0)) as it:
         next(it)
         with pytest.raises(WorkerDied) as caught:
             next(it)
@@ -129,7 +134,7 @@ def test_a_loader_function_that_hangs_is_named_after_the_timeout() -> None:
             next(it)
         release.set()
     assert "no batch has been produced for 0.01 seconds (timeout_sec)" in str(caught.value)
-    assert "Worker 0 was given items [0, 1, 2, 3" in str(caught.value)
+    assert "Worker 0 (thread hydrax_gpu-loader-0) is at item 0 of training group 0, the 1. of 4" in str(caught.value)
     assert isinstance(caught.value, TimeoutError)
 
 

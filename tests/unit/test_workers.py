@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hydrax_gpu import DataGroup, Dataloader, LoaderError, WorkerDied, WorkerStartError, is_worker
+from hydrax_gpu import DataGroup, Dataloader, ErrorPolicy, LoaderError, WorkerDied, WorkerStartError, is_worker
 from tests import loaders
 
 GROUP: DataGroup[int] = DataGroup(4, range(100), loader_arrays={"x": ((3,), "float32", "float32")})
@@ -150,7 +150,7 @@ def test_a_loader_that_cannot_be_unpickled_is_an_error_with_its_cause() -> None:
 def test_a_worker_that_dies_is_noticed_at_once() -> None:
     with (
         pytest.raises(WorkerDied, match="SIGKILL") as caught,
-        Dataloader(loaders.die, GROUP, loader_count=2, timeout_sec=60) as loader,
+        Dataloader(loaders.die, GROUP, loader_count=2, on_error=ErrorPolicy(restarts=0)) as loader,
     ):
         for batch in loader:
             del batch
@@ -164,7 +164,7 @@ def test_an_items_error_carries_the_workers_traceback() -> None:
     batches = 0
     with (
         pytest.raises(LoaderError) as caught,
-        Dataloader(loaders.FailsFor(13), GROUP, loader_count=2) as loader,
+        Dataloader(loaders.FailsFor(13), GROUP, loader_count=2, on_error="raise") as loader,
     ):
         for batch in loader:
             batches += 1
@@ -178,7 +178,7 @@ def test_an_items_error_carries_the_workers_traceback() -> None:
 
 
 def test_the_error_is_raised_again_by_every_later_call() -> None:
-    with Dataloader(loaders.FailsFor(0), GROUP, executor="thread") as loader:
+    with Dataloader(loaders.FailsFor(0), GROUP, executor="thread", on_error="raise") as loader:
         for _ in range(3):
             with pytest.raises(LoaderError, match="item 0"):
                 next(loader)
@@ -187,7 +187,7 @@ def test_the_error_is_raised_again_by_every_later_call() -> None:
 def test_a_legacy_generators_seed_error_says_what_to_do() -> None:
     with (
         pytest.raises(LoaderError, match=r"63 bits.*default_rng"),
-        Dataloader(loaders.seeds_the_legacy_generator, GROUP, executor="inline") as loader,
+        Dataloader(loaders.seeds_the_legacy_generator, GROUP, executor="inline", on_error="raise") as loader,
     ):
         next(loader)
 
@@ -195,7 +195,7 @@ def test_a_legacy_generators_seed_error_says_what_to_do() -> None:
 def test_an_exception_that_cannot_be_pickled_still_arrives_as_text() -> None:
     with (
         pytest.raises(LoaderError, match="Unpicklable: with a lock") as caught,
-        Dataloader(loaders.raises_the_unpicklable, GROUP) as loader,
+        Dataloader(loaders.raises_the_unpicklable, GROUP, on_error="raise") as loader,
     ):
         next(loader)
     assert caught.value.__cause__ is None
@@ -211,7 +211,10 @@ def test_large_additional_data_passes_through_the_socket() -> None:
 def test_descriptors_that_cannot_be_pickled_name_the_item() -> None:
     data: list[Any] = [0, 1, lambda: 2, 3]
     group = DataGroup(4, data, loader_arrays={"x": ((), "int32", "int32")})
-    with pytest.raises(LoaderError, match="could not be sent to a worker"), Dataloader(loaders.fill, group) as loader:
+    with (
+        pytest.raises(LoaderError, match="could not be sent to a worker"),
+        Dataloader(loaders.fill, group, on_error="raise") as loader,
+    ):
         next(loader)
 
 
@@ -223,7 +226,10 @@ def test_descriptors_that_cannot_be_had_name_the_item() -> None:
             return super().__getitem__(index)
 
     group = DataGroup(4, Broken(range(8)), loader_arrays={"x": ((), "int32", "int32")})
-    with pytest.raises(LoaderError, match="row 2 is missing") as caught, Dataloader(loaders.fill, group) as loader:
+    with (
+        pytest.raises(LoaderError, match="row 2 is missing") as caught,
+        Dataloader(loaders.fill, group, on_error="raise") as loader,
+    ):
         next(loader)
     assert caught.value.item_index == 2
 

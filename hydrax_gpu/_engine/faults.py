@@ -1,0 +1,201 @@
+"""What the engine remembers about bad items and lost workers, and where its patience ends. Pure, as the core is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias, final
+
+from hydrax_gpu._engine.messages import Load, RowFailure
+from hydrax_gpu._exec.protocol import Failure, WorkerLost
+from hydrax_gpu._plan import BatchPlan
+from hydrax_gpu.errors import LoaderError, TooManyBadItems, WorkerDied, WorkerStartError
+from hydrax_gpu.policy import BadItems, BadLedger, ItemKey, Mode
+
+__all__ = ["FaultBook", "FaultRules", "Substitutes"]
+
+_STRIKES = 3
+"""Workers that an item must be seen to take with it before it is held to be the reason: a worker that is killed by
+somebody else, or by the kernel for want of memory, dies at some item, too, but hardly three times at the same one."""
+
+_FORGIVING = 1000
+"""Batches that make up for one death: what matters is that the loader gets on, not how often in a month it was hit."""
+
+_HOPELESS_START = 64
+
+Substitutes: TypeAlias = Callable[[BatchPlan, int], Iterator[tuple[int, "int | None"]]]
+"""`(plan, row) → (item, seed)` to try in place of that row's item, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRules:
+    """An `ErrorPolicy` as the engine needs it.
+
+    Attributes:
+        mode: see `ErrorPolicy`.
+        limit: how many different items may be bad, those of `skip` not counted; None for all.
+        skip: items that are known to be bad.
+        found: items that an earlier part of this run has found.
+        restarts: how many deaths of workers are mended.
+        epoch_batches: batches of an epoch, with the validation that belongs to it.
+        delivered_before: whether earlier parts of this run had batches that were not dropped.
+        substitutes: what to try in place of a bad item.
+    """
+
+    mode: Mode = "raise"
+    limit: int | None = None
+    skip: BadItems = field(default_factory=BadItems)
+    found: BadItems = field(default_factory=BadItems)
+    restarts: int = 0
+    epoch_batches: int = 1
+    delivered_before: bool = False
+    substitutes: Substitutes = lambda plan, row: iter(())
+
+
+@final
+class FaultBook:
+    """Counts and remembers; every decision about a fault is asked for here."""
+
+    def __init__(self, rules: FaultRules) -> None:
+        self._rules = rules
+        self._skip = {bad.key for bad in rules.skip}
+        self._known: dict[tuple[bool, int], set[int]] = {}  # items that need not be tried, by group
+        for bad in rules.skip:
+            self._know(bad.key)
+        for bad in rules.found:
+            if bad.lethal:
+                self._know(bad.key)
+        self._strikes: dict[ItemKey, int] = {}
+        self._ledger = BadLedger(bad for bad in rules.found if bad.key not in self._skip)
+        self._ever_placed = rules.delivered_before
+        self._in_a_row = 0
+        self._deaths = 0
+        self._placed = 0
+
+    # Items.
+
+    def known_rows(self, plan: BatchPlan) -> list[int]:
+        """The rows of a batch that hold items which are known to be bad and need not be tried."""
+        known = self._known.get((plan.validation, plan.group))
+        if known is None or known.isdisjoint(plan.indices):
+            return []
+        return [row for row in range(plan.valid) if plan.indices[row] in known]
+
+    def _know(self, key: ItemKey) -> None:
+        self._known.setdefault((key.validation, key.group), set()).add(key.item)
+
+    def replaces(self, *, known: bool) -> bool:
+        """Whether a bad item, known or just found, is replaced."""
+        return self._rules.mode == "replace" or (known and self._rules.mode == "raise")
+
+    def substitute(self, load: Load, row: int) -> tuple[int, int | None] | None:
+        """The next item to try in a row, and its seed; None when there is none left."""
+        tries = load.substitutes.get(row)
+        if tries is None:
+            tries = load.substitutes[row] = self._rules.substitutes(load.plan, row)
+        known = self._known.get((load.plan.validation, load.plan.group), ())
+        return next((each for each in tries if each[0] not in known), None)
+
+    def strike(self, plan: BatchPlan, item: int, lost: WorkerLost) -> Failure | None:
+        """A worker died at this item. Returns what is wrong with it if it has done that too often to be an accident."""
+        key = ItemKey(plan.validation, plan.group, item)
+        strikes = self._strikes.get(key, 0) + 1
+        if strikes < _STRIKES:
+            self._strikes[key] = strikes
+            return None
+        self._strikes.pop(key, None)
+        self._know(key)
+        self._deaths -= _STRIKES - 1  # the last one is not counted yet, and will not be
+        error = WorkerDied(lost.pid, lost.exitcode, [item])
+        return Failure(0, f"{_STRIKES} workers died over it; the last {error.how}", "", error)
+
+    def acquit(self, plan: BatchPlan, item: int) -> None:
+        """This item, at which a worker died, was loaded."""
+        self._strikes.pop(ItemKey(plan.validation, plan.group, item), None)
+
+    # Batches.
+
+    def settle(self, load: Load) -> Exception | None:
+        """To be asked in the order of the batches, when one is complete: enters its bad items.
+
+        Returns:
+            The error to end the run with, if it cannot go on.
+        """
+        if load.failures:
+            if self._rules.mode == "raise":
+                return _loader_error(load)
+            for bad in load.bad_items():
+                if bad.key not in self._skip:
+                    self._ledger.add(bad)
+            limit = self._rules.limit
+            if limit is not None and len(self._ledger) > limit:
+                return self._too_many(f"more items are bad than the budget of the ErrorPolicy allows ({limit}).")
+        if load.hopeless:
+            return self._too_many(
+                "no other item of its group can stand in for a bad item: all that were tried in its place are bad too."
+            )
+        if not self.is_dropped(load):
+            self._ever_placed = True
+            self._in_a_row = 0
+            self._placed += 1
+            return None
+        self._in_a_row += 1
+        advice = "on_error=ErrorPolicy(mode='replace') replaces items and not batches, mode='raise' shows the first."
+        if self._in_a_row >= self._rules.epoch_batches:
+            return self._too_many(f"all batches of a whole epoch ({self._in_a_row} in a row) had bad items. {advice}")
+        if not self._ever_placed and self._in_a_row >= _HOPELESS_START:
+            return self._too_many(f"each of the first {self._in_a_row} batches had bad items. {advice}")
+        return None
+
+    def is_dropped(self, load: Load) -> bool:
+        """Whether a complete batch is to be left out."""
+        return load.dropped or (bool(load.failures) and self._rules.mode == "drop")
+
+    def finish(self) -> Exception | None:
+        """The error to end the run with, if all its batches were dropped."""
+        if self._in_a_row and not self._ever_placed:
+            return self._too_many(f"all batches ({self._in_a_row}) had bad items, and nothing is left of the data.")
+        return None
+
+    # Workers.
+
+    def lost(self, lost: WorkerLost, items: list[int], *, innocent: bool, began: bool) -> Exception | None:
+        """A worker was lost.
+
+        Args:
+            lost: how.
+            items: the indices of what it had been given and not finished.
+            innocent: whether nobody is to blame but an item that was found guilty.
+            began: whether that worker, or one in whose place it came, has ever been ready.
+
+        Returns:
+            The error to end the run with, if it is not to be replaced.
+        """
+        if not innocent:
+            self._deaths += 1
+        if self._deaths <= self._rules.restarts + self._placed // _FORGIVING and (began or lost.error is None):
+            return None
+        if lost.error is not None:
+            error = WorkerStartError(f"a worker could not start: {lost.error}\n\n{lost.traceback}".rstrip())
+            error.__cause__ = lost.exception
+            return error
+        return WorkerDied(lost.pid, lost.exitcode, items, self._deaths)
+
+    def _too_many(self, reason: str) -> TooManyBadItems:
+        return TooManyBadItems(reason, BadItems([*self._ledger.snapshot(), *self._rules.skip]))
+
+
+def _loader_error(load: Load) -> LoaderError:
+    first: RowFailure = min(load.failures, key=lambda entry: entry.row)
+    plan = load.plan
+    error = LoaderError(
+        item_index=first.item,
+        group_index=plan.group,
+        validation=plan.validation,
+        seed=first.seed,
+        epoch=plan.group_pass,
+        error=first.failure.error,
+        worker_traceback=first.failure.traceback,
+    )
+    error.__cause__ = first.failure.exception
+    return error
