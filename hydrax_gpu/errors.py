@@ -37,8 +37,8 @@ class BatchTimeoutError(TimeoutError):
     """
 
     def __init__(self, message: str, items: Sequence[int] = (), stacks: Mapping[int, str] | None = None) -> None:
-        self.items = tuple(items)
-        self.stacks = dict(stacks or {})
+        self.items: tuple[int, ...] = tuple(items)
+        self.stacks: dict[int, str] = dict(stacks or {})
         super().__init__(message)
 
 
@@ -135,9 +135,13 @@ class WorkerDied(RuntimeError):
         exitcode: its exit status; negative for the signal that ended it, `None` when unknown.
         items: indices of the items it had been given and not finished.
         how: how it ended, in words.
+        stack: the Python stack of its threads when it crashed, as text; "" when it was killed.
     """
 
-    def __init__(self, pid: int, exitcode: int | None, items: list[int], deaths: int = 1) -> None:
+    def __init__(
+        self, pid: int, exitcode: int | None, items: list[int], stack: str = "", deaths: int | None = None
+    ) -> None:
+        self.stack = stack
         self.pid = pid
         self.exitcode = exitcode
         self.items = items
@@ -155,8 +159,11 @@ class WorkerDied(RuntimeError):
             11: " A native library that the loader function calls has crashed; executor='inline' shows where.",
             7: " A bus error: a file that the loader function maps was truncated, or shared memory ran out.",
         }.get(-exitcode if exitcode is not None else 0, "")
-        count = f" It was the {deaths}th, which is more than ErrorPolicy(restarts=...) allows." if deaths > 3 else ""
-        super().__init__(f"loader process {pid} {how} {what}.{count}{advice}")
+        count = ""
+        if deaths is not None:
+            count = f" {deaths} deaths are more than the ErrorPolicy allows (restarts)."
+        where = f"\n\nIts Python stack:\n{stack}" if stack else ""
+        super().__init__(f"loader process {pid} {how} {what}.{count}{advice}{where}")
 
 
 class PlacementError(RuntimeError):

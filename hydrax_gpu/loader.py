@@ -30,12 +30,13 @@ from hydrax_gpu._exec.protocol import WorkSpec
 from hydrax_gpu._exec.role import is_worker
 from hydrax_gpu._exec.threads import ThreadExecutor
 from hydrax_gpu._mem.arena import Arena
-from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, from_state, to_state
+from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, validation_of
+from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, to_state
 from hydrax_gpu._progress import Progress
 from hydrax_gpu._spec import LayoutTuple
 from hydrax_gpu.batch import Batch, columns, make_batch, plan_of_batch
 from hydrax_gpu.group import DataGroup, data_of, groups_of, layout_of, plan_of
-from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode, bad_from_state
+from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
 from hydrax_gpu.report import Report, WorkerInfo
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ LoaderFunc: TypeAlias = Callable[[D, ItemArrays, "int | None"], "dict[str, Any] 
 Groups: TypeAlias = DataGroup[D] | Iterable[DataGroup[D]]
 ExecutorName: TypeAlias = Literal["process", "thread", "inline"]
 Delivery: TypeAlias = Literal["auto", "alias", "copy"]
-Unit: TypeAlias = Literal["batch", "epoch"]
 State: TypeAlias = dict[str, Any]
 
 _EXECUTORS: tuple[ExecutorName, ...] = ("process", "thread", "inline")
@@ -175,19 +175,22 @@ class Dataloader(Generic[D]):
         self._validation: tuple[DataGroup[D], ...] = ()
         plan_validation: ValidationPlan | None = None
         if validation is not None:
-            mode, interval, groups = _triple(validation)
+            mode, interval, groups = validation_of(validation)
             self._validation = groups_of("validation", groups)
             plan_validation = ValidationPlan(mode, interval, tuple(plan_of(g) for g in self._validation))
         self._plan = Plan(
             [plan_of(group) for group in self._training],
             validation=plan_validation,
             interleave=bool(interleave_groups),
-            end=_end(end_at),
+            end=end_of(end_at),
         )
-        self._position, ahead = self._begin(start_at)
+        self._position, ahead = begin_of(self._plan, start_at)
         self._ahead = set(ahead)
         self._first_step = self._plan.step_of_position(self._position)[0]
-        self._found, dropped = _faults_of(start_at)
+        self._found, dropped = faults_of(start_at)
+        lengths = [len(group) for group in self._training], [len(group) for group in self._validation]
+        check_bad_items("the state", self._found, *lengths)
+        check_bad_items("the skip list", self._policy.skipped, *lengths)
         self._progress = Progress(
             [plan_of(g) for g in self._training],
             [plan_of(g) for g in self._validation],
@@ -220,7 +223,8 @@ class Dataloader(Generic[D]):
                 "start_at=loader.state()."
             )
         self._entered_ns = time.perf_counter_ns()
-        self._note_dropped()
+        _log_remainders("training", self._training)
+        _log_remainders("validation", self._validation)
         stream = self._stream = self._build()
         try:
             stream.start()
@@ -487,54 +491,13 @@ class Dataloader(Generic[D]):
             notes.append(f"a training group supplies exactly {ratio} of the batches")
         return tuple(notes)
 
-    def _note_dropped(self) -> None:
-        for kind, groups in (("training", self._training), ("validation", self._validation)):
-            for index, group in enumerate(groups):
-                left_out = plan_of(group).remainder_items
-                if left_out:
-                    _log.info(
-                        "%s group %d: %d of %d items do not fill a batch of %d and are left out of each pass "
-                        "(remainder='drop'; 'pad' and 'short' keep them)",
-                        kind, index, left_out, len(group), group.batch_size,
-                    )  # fmt: skip
 
-    def _begin(self, start_at: tuple[int, int] | Mapping[str, Any]) -> tuple[int, frozenset[int]]:
-        if isinstance(start_at, Mapping):
-            return from_state(self._plan, dict(start_at))
-        try:
-            epoch, batch = start_at
-            epoch, batch = at_least("start_at epoch", epoch, 0), at_least("start_at batch", batch, 0)
-        except (TypeError, ValueError) as error:
-            raise type(error)(
-                f"start_at: got {start_at!r}, wanted (epoch, batch), both at least 0, or what state() returned"
-            ) from None
-        return self._plan.position_of_step(epoch * self._plan.batches_per_epoch + batch), frozenset()
-
-
-def _faults_of(start_at: object) -> tuple[BadItems, int]:
-    """The bad items that a state has, and the number of batches that were dropped."""
-    if not isinstance(start_at, Mapping):
-        return BadItems(), 0
-    state = cast("Mapping[str, Any]", start_at)
-    dropped = state.get("dropped", 0)
-    return BadItems(bad_from_state(state.get("bad", []))), at_least("the state's 'dropped'", dropped, 0)
-
-
-def _triple(validation: Any) -> tuple[Unit, int, Any]:
-    try:
-        mode, interval, groups = validation
-    except (TypeError, ValueError):
-        raise TypeError(f"validation: got {validation!r}, wanted ('batch' or 'epoch', interval, groups)") from None
-    choice("validation mode", mode, ("batch", "epoch"))
-    return mode, at_least("validation interval", interval, 1), groups
-
-
-def _end(end_at: Any) -> tuple[Unit, int] | None:
-    if end_at is None:
-        return None
-    try:
-        unit, count = end_at
-    except (TypeError, ValueError):
-        raise TypeError(f"end_at: got {end_at!r}, wanted ('batch' or 'epoch', n), or None") from None
-    choice("end_at unit", unit, ("batch", "epoch"))
-    return unit, at_least("end_at", count, 0)
+def _log_remainders(kind: str, groups: tuple[DataGroup[Any], ...]) -> None:
+    for index, group in enumerate(groups):
+        left_out = plan_of(group).remainder_items
+        if left_out:
+            _log.info(
+                "%s group %d: %d of %d items do not fill a batch of %d and are left out of each pass "
+                "(remainder='drop'; 'pad' and 'short' keep them)",
+                kind, index, left_out, len(group), group.batch_size,
+            )  # fmt: skip

@@ -152,11 +152,12 @@ class BadItems(Sequence[BadItem]):
 
 
 def _parse(entry: object) -> BadItem:
-    fields = BadItem.__dataclass_fields__
+    fields, shown = BadItem.__dataclass_fields__, _shown(entry)
     values: dict[str, Any] = dict(cast("Mapping[str, Any]", entry)) if isinstance(entry, Mapping) else {}
     if "item" not in values:
-        raise ValueError(f"a bad item must be a dict with its index under 'item', got {_shown(entry)}")
-    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"a bad item must be a dict with its index under 'item', got {shown}")
+    unknown: list[str] = sorted(set(values) - set(fields))
+    if unknown:
         raise ValueError(f"a bad item has the fields {', '.join(fields)}, got {', '.join(unknown)}")
     types: dict[str, type] = {"item": int, "group": int, "epoch": int, "count": int, "error": str, "traceback": str}
     for name, value in values.items():

@@ -106,8 +106,8 @@ class FaultBook:
         self._strikes.pop(key, None)
         self._know(key)
         self._deaths -= _STRIKES - 1  # the last one is not counted yet, and will not be
-        error = WorkerDied(lost.pid, lost.exitcode, [item])
-        return Failure(0, f"{_STRIKES} workers died over it; the last {error.how}", "", error)
+        error = WorkerDied(lost.pid, lost.exitcode, [item], lost.traceback)
+        return Failure(0, f"{_STRIKES} workers died over it; the last {error.how}", lost.traceback, error)
 
     def acquit(self, plan: BatchPlan, item: int) -> None:
         """This item, at which a worker died, was loaded."""
@@ -179,7 +179,7 @@ class FaultBook:
             error = WorkerStartError(f"a worker could not start: {lost.error}\n\n{lost.traceback}".rstrip())
             error.__cause__ = lost.exception
             return error
-        return WorkerDied(lost.pid, lost.exitcode, items, self._deaths)
+        return WorkerDied(lost.pid, lost.exitcode, items, lost.traceback, self._deaths)
 
     def _too_many(self, reason: str) -> TooManyBadItems:
         return TooManyBadItems(reason, BadItems([*self._ledger.snapshot(), *self._rules.skip]))

@@ -330,8 +330,9 @@ class Runner:
         self.deaths.append(WorkerDeath(lost.pid, lost.exitcode, tuple(items), suspect))
         how = WorkerDied(lost.pid, lost.exitcode, items).how if lost.error is None else f"did not start: {lost.error}"
         _log.warning(
-            "loader process %d %s at item %s; its %d items are given to others, and another is started in its place",
+            "loader process %d %s at item %s; its %d items are given to others, and another is started in its place%s",
             lost.pid, how, "none" if suspect is None else suspect, len(items),
+            f"\nIts Python stack:\n{lost.traceback}" if lost.traceback else "",
         )  # fmt: skip
         self.executor.respawn(lost.worker)
 

@@ -16,8 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PUBLIC = {
     *("ArraySpec", "Batch", "DataGroup", "Dataloader", "Report", "TrainingBatch", "ValidationBatch"),
-    *("debug_batch_references", "is_worker"),
-    *("BatchTimeoutError", "LoaderError", "PlacementError", "StateMismatch", "WorkerDied", "WorkerStartError"),
+    *("BadItem", "BadItems", "ErrorPolicy", "debug_batch_references", "is_worker"),
+    *("BatchTimeoutError", "LoaderError", "NotEnoughMemory", "PlacementError", "StateMismatch", "TooManyBadItems"),
+    *("WorkerDied", "WorkerStartError"),
 }
 
 
