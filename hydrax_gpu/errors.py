@@ -135,7 +135,7 @@ class WorkerDied(RuntimeError):
         exitcode: its exit status; negative for the signal that ended it, `None` when unknown.
         items: indices of the items it had been given and not finished.
         how: how it ended, in words.
-        stack: the Python stack of its threads when it crashed, as text; "" when it was killed.
+        stack: the Python stacks of its threads when it crashed, as text; "" when it was killed.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class WorkerDied(RuntimeError):
         count = ""
         if deaths is not None:
             count = f" {deaths} deaths are more than the ErrorPolicy allows (restarts)."
-        where = f"\n\nIts Python stack:\n{stack}" if stack else ""
+        where = f"\n\n{stack}" if stack else ""
         super().__init__(f"loader process {pid} {how} {what}.{count}{advice}{where}")
 
 

@@ -20,7 +20,7 @@ _MODES: tuple[Mode, ...] = get_args(Mode)
 _FILE_VERSION = 1
 _TRACEBACKS = 1000
 _TEXTS = 16
-_TEXT_LENGTH = 120
+_TEXT_LENGTH = 80
 
 
 class ItemKey(NamedTuple):
@@ -272,8 +272,8 @@ class ErrorPolicy:
             path of a file that `report().bad.save(path)` wrote. They are dropped or replaced as the mode says
             (replaced with `"raise"`), and do not count for the budget.
         restarts: how many deaths of worker processes are mended, by redoing what they had to do and starting others in
-            their place, before the iteration ends with `WorkerDied`. Deaths for which an item was found guilty do not
-            count, and every 1000 batches that were loaded make up for one.
+            their place, before the iteration ends with `WorkerDied`. Deaths for which an item is found guilty do not
+            count, and every 1000 batches that were loaded make up for one. With 0, the first death is an error.
 
     Raises:
         ValueError, TypeError: an argument is not valid.

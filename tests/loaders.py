@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
+import threading
 from typing import Any
 
 import numpy as np
@@ -86,15 +88,17 @@ def die(item: int, arrays: Any, seed: int | None) -> None:
 
 
 class FailsFor:
-    """As `fill`, but raises for one item."""
+    """As `fill`, but raises for some items; with `told`, as `fill_and_tell`."""
 
-    def __init__(self, item: int) -> None:
-        self.item = item
+    def __init__(self, *items: int, told: bool = False) -> None:
+        self.items = items
+        self.told = told
 
-    def __call__(self, item: int, arrays: Any, seed: int | None) -> None:
-        if item == self.item:
+    def __call__(self, item: int, arrays: Any, seed: int | None) -> dict[str, Any] | None:
+        if item in self.items:
             raise ValueError(f"item {item} is broken")
         fill(item, arrays, seed)
+        return {"item": item} if self.told else None
 
 
 class WritesPid:
@@ -160,3 +164,123 @@ class WaitsForItem:
         fill(item, arrays, seed)
         if item == self.item:
             select.select([], [], [], 0.3)
+
+
+class FailsAtFirst:
+    """As `fill`, but each item raises a number of times, in each process, before it can be had."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+        self.tries: dict[int, int] = {}
+
+    def __call__(self, item: int, arrays: Any, seed: int | None) -> None:
+        self.tries[item] = self.tries.get(item, 0) + 1
+        if self.tries[item] <= self.times:
+            arrays["y"][...] = -1
+            raise ConnectionError(f"item {item} is not there yet")
+        fill(item, arrays, seed)
+
+
+class FailsAfterTelling:
+    """As `fill_and_tell`, but one item is rewritten half and then raises."""
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+
+    def __call__(self, item: int, arrays: Any, seed: int | None) -> dict[str, Any] | None:
+        if item == self.item:
+            arrays["y"][...] = -1
+            raise ValueError(f"item {item} is broken")
+        return fill_and_tell(item, arrays, seed)
+
+
+class Lethal:
+    """As `fill`, but some items end the process that loads them: "kill", "segfault" or "exit"."""
+
+    def __init__(self, how: str, *items: int) -> None:
+        self.how = how
+        self.items = items
+
+    def __call__(self, item: int, arrays: Any, seed: int | None) -> None:
+        fill(item, arrays, seed)
+        if item in self.items:
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.how == "segfault":
+                ctypes.string_at(0)
+            else:
+                os._exit(3)
+
+
+class DiesIdle:
+    """As `fill`, but every tenth item has its process killed when it waits for more to do."""
+
+    def __call__(self, item: int, arrays: Any, seed: int | None) -> None:
+        fill(item, arrays, seed)
+        if item % 10 == 9:
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
+class StartsOnce:
+    """A startup function that works for the first process that calls it, and for no other."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self) -> None:
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            raise OSError("the licence is taken") from None
+
+
+def sleeps_for_ever_quietly(item: int, arrays: Any, seed: int | None) -> None:
+    """Never returns."""
+    while True:
+        signal.pause()
+
+
+class Unreadable:
+    """Pickles anywhere, and unpickles in workers only."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return only_in_a_worker, ()
+
+
+def only_in_a_worker() -> str:
+    """Raises outside of workers."""
+    from hydrax_gpu import is_worker
+
+    if not is_worker():
+        raise RuntimeError("not in this process")
+    return "read"
+
+
+def returns_the_unreadable(item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
+    """Item 2 returns what can be pickled and not unpickled."""
+    fill(item, arrays, seed)
+    return {"x": Unreadable() if item == 2 else item}
+
+
+def raises_a_base_exception(item: int, arrays: Any, seed: int | None) -> None:
+    """Items 5, 6 and 7 raise what is no Exception."""
+    fill(item, arrays, seed)
+    if item in (5, 6, 7):
+        raise {5: KeyboardInterrupt(), 6: GeneratorExit(), 7: SystemExit(3)}[item]
+
+
+class WritesToTheSocket:
+    """As `fill`, but one item writes to every socket that it finds open."""
+
+    def __init__(self, item: int) -> None:
+        self.item = item
+
+    def __call__(self, item: int, arrays: Any, seed: int | None) -> None:
+        fill(item, arrays, seed)
+        if item == self.item:
+            for fd in os.listdir("/proc/self/fd"):
+                try:
+                    if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                        os.write(int(fd), b"\4\0\0\0oops")
+                except OSError:
+                    continue

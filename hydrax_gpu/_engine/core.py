@@ -251,7 +251,6 @@ class Core:
         if self.finished:
             return
         suspect: int | None = None
-        guilty = False
         for chunk in reversed(chunks):
             if at is None or chunk is not at[0]:
                 self._queue.appendleft(chunk)
@@ -260,7 +259,6 @@ class Core:
             suspect = load.plan.indices[row]
             failure = self._faults.strike(load.plan, suspect, lost)
             load.pending -= 1
-            guilty = failure is not None
             self._requeue(load, [(row + 1, chunk.end)])
             if failure is None:
                 self._requeue(load, [(row, row + 1)], suspect=True)
@@ -269,7 +267,7 @@ class Core:
             self._requeue(load, [(chunk.begin, row)])
             if load.pending == 0:
                 self.slots.filled(load.slot)
-        error = self._faults.lost(lost, items, innocent=guilty, began=worker.began)
+        error = self._faults.lost(lost, items, suspect=at is not None, began=worker.began)
         if error is not None:
             self._fail(error, effects)
         else:

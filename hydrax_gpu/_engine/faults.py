@@ -105,13 +105,12 @@ class FaultBook:
             return None
         self._strikes.pop(key, None)
         self._know(key)
-        self._deaths -= _STRIKES - 1  # the last one is not counted yet, and will not be
         error = WorkerDied(lost.pid, lost.exitcode, [item], lost.traceback)
         return Failure(0, f"{_STRIKES} workers died over it; the last {error.how}", lost.traceback, error)
 
     def acquit(self, plan: BatchPlan, item: int) -> None:
-        """This item, at which a worker died, was loaded."""
-        self._strikes.pop(ItemKey(plan.validation, plan.group, item), None)
+        """This item, at which workers died, was loaded: something else has killed them."""
+        self._deaths += self._strikes.pop(ItemKey(plan.validation, plan.group, item), 0)
 
     # Batches.
 
@@ -159,27 +158,29 @@ class FaultBook:
 
     # Workers.
 
-    def lost(self, lost: WorkerLost, items: list[int], *, innocent: bool, began: bool) -> Exception | None:
+    def lost(self, lost: WorkerLost, items: list[int], *, suspect: bool, began: bool) -> Exception | None:
         """A worker was lost.
 
         Args:
             lost: how.
             items: the indices of what it had been given and not finished.
-            innocent: whether nobody is to blame but an item that was found guilty.
+            suspect: whether it was at an item: that is counted when the item is acquitted.
             began: whether that worker, or one in whose place it came, has ever been ready.
 
         Returns:
             The error to end the run with, if it is not to be replaced.
         """
-        if not innocent:
+        if not suspect:
             self._deaths += 1
-        if self._deaths <= self._rules.restarts + self._placed // _FORGIVING and (began or lost.error is None):
+        allowed = self._rules.restarts + self._placed // _FORGIVING
+        if self._rules.restarts and self._deaths <= allowed and (began or lost.error is None):
             return None
         if lost.error is not None:
             error = WorkerStartError(f"a worker could not start: {lost.error}\n\n{lost.traceback}".rstrip())
             error.__cause__ = lost.exception
             return error
-        return WorkerDied(lost.pid, lost.exitcode, items, lost.traceback, self._deaths)
+        deaths = self._deaths if self._rules.restarts else None
+        return WorkerDied(lost.pid, lost.exitcode, items, lost.traceback, deaths)
 
     def _too_many(self, reason: str) -> TooManyBadItems:
         return TooManyBadItems(reason, BadItems([*self._ledger.snapshot(), *self._rules.skip]))

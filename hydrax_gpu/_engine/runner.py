@@ -332,7 +332,7 @@ class Runner:
         _log.warning(
             "loader process %d %s at item %s; its %d items are given to others, and another is started in its place%s",
             lost.pid, how, "none" if suspect is None else suspect, len(items),
-            f"\nIts Python stack:\n{lost.traceback}" if lost.traceback else "",
+            f"\n{lost.traceback}" if lost.traceback else "",
         )  # fmt: skip
         self.executor.respawn(lost.worker)
 

@@ -193,12 +193,13 @@ class Worker:
                     self._inbox.post(self._decode(message))
                     if self._socket is None:
                         return  # it could not start, and said so
-            except Exception:
+            except Exception as error:
                 # Not one of ours: something in the worker has written to a descriptor that is none of its business.
-                _log.exception("worker process %d has sent something unintelligible and is ended", self._pid)
+                # Which item that was cannot be told; by now it may be far beyond.
+                reason = f"It has sent what is no message ({describe(error)}), and was ended for that."
                 if self._process is not None:
                     self._process.kill()
-                self._lost()
+                self._lost(reason)
                 return
             if len(data) < _RECEIVE:
                 return  # that was all: more of it will be another event
@@ -251,13 +252,13 @@ class Worker:
     def _pid(self) -> int:
         return -1 if self._process is None else self._process.pid
 
-    def _lost(self) -> None:
+    def _lost(self, reason: str = "") -> None:
         self.starting = False
         process = self._process
         if process is None:
             return
-        stack = self._new_stack()
-        begun, _ = self._arena.status_of(self.index)
+        stack = reason or self._new_stack()
+        begun = 0 if reason else self._arena.status_of(self.index)[0]
         self.hang_up()
         # The socket closes before the process can be waited for, but not long before; a worker that closed it and
         # lives on is of no use to anybody.

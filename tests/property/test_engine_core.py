@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hydrax_gpu._engine.core import Core, CoreConfig
+from hydrax_gpu._engine.faults import FaultRules
 from hydrax_gpu._engine.messages import (
     Dispatch,
+    Drop,
     Effect,
     Fail,
     Finish,
@@ -25,14 +27,17 @@ from hydrax_gpu._engine.messages import (
     Placed,
     PlacementFailed,
     Released,
+    Respawn,
     Start,
     Stop,
     Taken,
+    Unsent,
 )
-from hydrax_gpu._exec.protocol import Failure, Result, WorkerLost, WorkerReady
+from hydrax_gpu._exec.protocol import Failure, Result, Unreadable, WorkerLost, WorkerReady
 from hydrax_gpu._mem.slots import SlotState
 from hydrax_gpu._plan import BatchPlan, GroupPlan, Plan, ValidationPlan
-from hydrax_gpu.errors import LoaderError, WorkerDied, WorkerStartError
+from hydrax_gpu.errors import LoaderError, TooManyBadItems, WorkerDied, WorkerStartError
+from hydrax_gpu.policy import BadItem, BadItems, Mode
 
 
 def make_plan(end: int) -> Plan:
@@ -49,7 +54,11 @@ def make_plan(end: int) -> Plan:
 
 
 class World(RuleBasedStateMachine):
-    """Messages come in any order that the real world can produce."""
+    """Messages come in any order that the real world can produce.
+
+    Some items are bad, always and for everybody: the loader function raises for some, and others kill their worker. Now
+    and then a worker is killed that has nothing to do with it, but too seldom for an item to be blamed.
+    """
 
     @initialize(
         depth=st.integers(1, 5),
@@ -58,12 +67,30 @@ class World(RuleBasedStateMachine):
         begin=st.integers(0, 7),
         end=st.integers(0, 14),
         skip=st.sets(st.integers(0, 6), max_size=3),
+        mode=st.sampled_from(["drop", "replace", "raise"]),
+        bad=st.sets(st.integers(0, 22), max_size=4),
+        lethal=st.sets(st.integers(0, 22), max_size=2),
+        known=st.sets(st.integers(0, 22), max_size=2),
     )
-    def begin(self, depth: int, workers: int, ordered: bool, begin: int, end: int, skip: set[int]) -> None:
-        plan = make_plan(end)
+    def begin(
+        self,
+        depth: int,
+        workers: int,
+        ordered: bool,
+        begin: int,
+        end: int,
+        skip: set[int],
+        mode: Mode,
+        bad: set[int],
+        lethal: set[int],
+        known: set[int],
+    ) -> None:
+        plan = self.plan = make_plan(end)
         assert plan.end_position is not None
-        self.depth, self.ordered = depth, ordered
+        self.depth, self.ordered, self.mode = depth, ordered, mode
+        self.bad, self.lethal, self.known = bad, lethal, known
         self.skip = frozenset(begin + offset for offset in skip)
+        groups = [(validation, group) for validation in (False, True) for group in (0, 1)]
         self.core = Core(
             CoreConfig(
                 plan=plan.at,
@@ -73,61 +100,167 @@ class World(RuleBasedStateMachine):
                 depth=depth,
                 workers=workers,
                 ordered=ordered,
+                faults=FaultRules(
+                    mode=mode,
+                    restarts=2,  # for those killed by accident; deaths by lethal items do not count
+                    epoch_batches=10**6,
+                    skip=BadItems(BadItem(validation=v, group=g, item=i) for v, g in groups for i in known),
+                    substitutes=plan.substitutes,
+                ),
             )
         )
         self.expected = [p for p in range(begin, plan.end_position) if p not in self.skip]
-        self.unready = list(range(workers))
-        self.alive = set(range(workers))
-        self.tasks: list[Dispatch] = []
-        self.rows_done: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self.unready = set(range(workers))
+        self.queues: dict[int, deque[Dispatch]] = {worker: deque() for worker in range(workers)}
+        self.rows_done_by = dict.fromkeys(range(workers), 0)
+        self.kills = 0
+        self.rows_done: dict[tuple[int, int], dict[int, int]] = {}  # slot, generation → row → item that is in it
         self.to_place: deque[Load] = deque()
         self.outbox = 0
         self.lent: list[tuple[int, int]] = []
         self.stale: list[tuple[int, int]] = []
-        self.placed: list[int] = []
+        self.left: list[int] = []  # positions, in the order in which they were placed or dropped
+        self.dropped: list[int] = []
         self.ended: list[Effect] = []
-        self.poisoned = False
         self.take(self.core.step(Start()))
+
+    # What should come of a batch.
+
+    def is_bad(self, item: int) -> bool:
+        return item in self.bad or item in self.lethal
+
+    def outcome(self, position: int) -> list[int] | None:
+        """The items that a batch is to have in the end, or None if it is dropped or raises."""
+        plan = self.plan.at(position)
+        items = plan.indices[: plan.valid]
+        for row, item in enumerate(items):
+            if item in self.known:
+                if self.mode == "drop":
+                    return None
+            elif not self.is_bad(item):
+                continue
+            elif self.mode != "replace":
+                return None
+            for substitute, _ in self.plan.substitutes(plan, row):
+                if substitute in self.known:
+                    continue
+                if self.mode == "raise" and self.is_bad(substitute):
+                    return None
+                if not self.is_bad(substitute):
+                    items[row] = substitute
+                    break
+        return items
+
+    # Effects.
 
     def take(self, effects: list[Effect]) -> None:
         for effect in effects:
             assert not self.ended, f"{effect} after {self.ended}"
             match effect:
                 case Dispatch(worker, _, load, begin, end):
-                    assert worker in self.alive and worker not in self.unready
+                    assert worker not in self.unready
                     assert 0 <= begin < end <= load.plan.valid
                     assert self.core.slots.state(load.slot) is SlotState.FILLING
                     assert self.core.slots.generation(load.slot) == load.generation
-                    assert sum(task.worker == worker for task in self.tasks) < 16
-                    self.tasks.append(effect)
+                    assert len(self.queues[worker]) < 16
+                    self.queues[worker].append(effect)
                 case Place(load):
-                    rows = sorted(self.rows_done[load.slot, load.generation])
-                    assert [row for a, b in rows for row in range(a, b)] == list(range(load.plan.valid))
+                    rows = self.rows_done[load.slot, load.generation]
+                    items = [rows[row] for row in range(load.plan.valid)]
+                    assert items == load.plan.indices[: load.plan.valid], "what was loaded is what it says it has"
+                    assert items == self.outcome(load.plan.position)
+                    original = self.plan.at(load.plan.position).indices
+                    assert load.plan.replaced == tuple(r for r in range(len(items)) if items[r] != original[r])
                     self.to_place.append(load)
+                case Drop(load):
+                    assert self.mode == "drop" and self.outcome(load.plan.position) is None
+                    self.left.append(load.plan.position)
+                    self.dropped.append(load.plan.position)
+                case Respawn(lost, items, _):
+                    assert items == self.held_by_the_lost
+                    self.queues[lost.worker].clear()
+                    self.rows_done_by[lost.worker] = 0
+                    self.unready.add(lost.worker)
                 case Fail() | Finish():
                     self.ended.append(effect)
+
+    def do(self, worker: int, ns: int) -> None:
+        """A worker does the first of its tasks, or dies over it."""
+        task = self.queues[worker][0]
+        items = task.load.plan.indices[task.begin : task.end]
+        for offset, item in enumerate(items):
+            if item in self.lethal:
+                self.die(worker, offset + 1)
+                return
+        self.queues[worker].popleft()
+        self.rows_done_by[worker] += len(items)
+        rows = self.rows_done.setdefault((task.load.slot, task.load.generation), {})
+        failures: list[Failure] = []
+        for offset, item in enumerate(items):
+            if item in self.bad:
+                failures.append(Failure(offset, f"item {item}", "", None))
+            else:
+                rows[task.begin + offset] = item
+        self.take(self.core.step(Result(worker, task.chunk, ns, None, tuple(failures))))
+
+    def die(self, worker: int, begun: int) -> None:
+        begun += self.rows_done_by[worker]
+        tasks = self.queues[worker]
+        self.held_by_the_lost = [item for task in tasks for item in task.load.plan.indices[task.begin : task.end]]
+        self.take(self.core.step(WorkerLost(worker, 100 + worker, -9, None, "", None, begun)))
+
+    # What may happen.
 
     @precondition(lambda self: self.unready)
     @rule(data=st.data())
     def a_worker_gets_ready(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from(self.unready))
+        worker = data.draw(st.sampled_from(sorted(self.unready)))
         self.unready.remove(worker)
         self.take(self.core.step(WorkerReady(worker, 1, 1, False)))
 
-    @precondition(lambda self: self.tasks)
+    @precondition(lambda self: not self.ended and any(self.queues.values()))
     @rule(data=st.data(), ns=st.integers(0, 10**8))
     def a_chunk_is_done(self, data: st.DataObject, ns: int) -> None:
-        task = data.draw(st.sampled_from(self.tasks))
-        self.tasks.remove(task)
-        key = task.load.slot, task.load.generation
-        self.rows_done.setdefault(key, []).append((task.begin, task.end))
-        self.take(self.core.step(Result(task.worker, task.chunk, ns, None, ())))
+        self.do(data.draw(st.sampled_from([worker for worker, queue in self.queues.items() if queue])), ns)
+
+    @precondition(lambda self: not self.ended and self.kills < 2)
+    @rule(data=st.data())
+    def a_worker_is_killed(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(sorted(self.queues)))
+        rows = sum(task.end - task.begin for task in self.queues[worker])
+        self.kills += 1
+        # It may have done some of its tasks, and died before it could say so.
+        self.die(worker, data.draw(st.integers(0, rows)))
+
+    @precondition(lambda self: not self.ended and any(self.queues.values()))
+    @rule(data=st.data())
+    def a_chunk_cannot_be_sent(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from([worker for worker, queue in self.queues.items() if queue]))
+        task = self.queues[worker][-1]
+        items = task.load.plan.indices[task.begin : task.end]
+        unsendable = [offset for offset, item in enumerate(items) if item in self.bad]
+        if unsendable:
+            self.queues[worker].pop()
+            failures = tuple(Failure(offset, "cannot be sent", "", None) for offset in unsendable)
+            self.take(self.core.step(Unsent(worker, task.chunk, failures)))
+
+    @precondition(lambda self: not self.ended and any(self.queues.values()))
+    @rule(data=st.data())
+    def what_a_chunk_returned_cannot_be_read(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from([worker for worker, queue in self.queues.items() if queue]))
+        task = self.queues[worker][0]
+        items = task.load.plan.indices[task.begin : task.end]
+        if any(item in self.bad for item in items) and not any(item in self.lethal for item in items):
+            self.queues[worker].popleft()
+            self.rows_done_by[worker] += len(items)
+            failure = Failure(0, "cannot be read", "", None)
+            self.take(self.core.step(Unreadable(worker, task.chunk, failure)))
 
     @precondition(lambda self: self.to_place)
     @rule(lent=st.booleans())
     def a_batch_is_placed(self, lent: bool) -> None:
         load = self.to_place.popleft()
-        self.placed.append(load.plan.position)
+        self.left.append(load.plan.position)
         self.outbox += 1
         key = load.slot, load.generation
         if lent:
@@ -163,7 +296,7 @@ class World(RuleBasedStateMachine):
     def a_chunk_that_nobody_asked_for_is_done(self, chunk: int, data: st.DataObject) -> None:
         before = self.core.slots.describe()
         if not self.unready:  # or the first worker's readiness would dispatch
-            worker = data.draw(st.sampled_from(sorted(self.alive)))
+            worker = data.draw(st.sampled_from(sorted(self.queues)))
             assert not self.core.step(Result(worker, chunk, 5, None, ()))
             assert self.core.slots.describe() == before
 
@@ -177,12 +310,15 @@ class World(RuleBasedStateMachine):
     @invariant()
     def batches_leave_in_order_and_once(self) -> None:
         if hasattr(self, "core"):
-            leaving = self.placed + [load.plan.position for load in self.to_place]
+            leaving = self.left + [load.plan.position for load in self.to_place]
             assert len(set(leaving)) == len(leaving)
-            if self.ordered:
+            assert set(leaving) <= set(self.expected)
+            if self.ordered and self.mode != "drop":
                 assert leaving == self.expected[: len(leaving)]
-            else:
-                assert set(leaving) <= set(self.expected)
+            if self.ordered:  # what is dropped leaves at once, what is placed a little later
+                assert self.dropped == sorted(self.dropped)
+                placed = [position for position in leaving if position not in self.dropped]
+                assert placed == sorted(placed)
 
     @invariant()
     def a_slot_that_is_lent_is_not_filled(self) -> None:
@@ -195,17 +331,15 @@ class World(RuleBasedStateMachine):
         """Whatever happened before: when the world does its part, everything arrives, and then the end."""
         if not hasattr(self, "core"):
             return
-        for worker in list(self.unready):
-            self.unready.remove(worker)
-            self.take(self.core.step(WorkerReady(worker, 1, 1, False)))
         for _ in range(10_000):
-            if self.tasks:
-                task = self.tasks.pop()
-                self.rows_done.setdefault((task.load.slot, task.load.generation), []).append((task.begin, task.end))
-                self.take(self.core.step(Result(task.worker, task.chunk, 1000, None, ())))
+            if self.unready:
+                worker = self.unready.pop()
+                self.take(self.core.step(WorkerReady(worker, 1, 1, False)))
+            elif not self.ended and any(self.queues.values()):
+                self.do(max(self.queues, key=lambda worker: len(self.queues[worker])), 1000)
             elif self.to_place:
                 load = self.to_place.popleft()
-                self.placed.append(load.plan.position)
+                self.left.append(load.plan.position)
                 self.outbox += 1
                 self.lent.append((load.slot, load.generation))
                 self.take(self.core.step(Placed(load.slot, load.generation, True)))
@@ -216,13 +350,26 @@ class World(RuleBasedStateMachine):
                 self.take(self.core.step(Released(*self.lent.pop())))
             else:
                 break
-        assert sorted(self.placed) == self.expected
-        assert [type(effect) for effect in self.ended] == [Finish]
+        end = self.ended[0]
+        failing = [position for position in self.expected if self.outcome(position) is None]
+        if self.mode == "raise" and failing:
+            assert isinstance(end, Fail) and isinstance(end.error, LoaderError)
+            assert self.is_bad(end.error.item_index)
+            if self.ordered:
+                assert self.left == self.expected[: self.expected.index(failing[0])]
+        else:
+            assert sorted(self.left) == self.expected
+            assert sorted(self.dropped) == failing
+            if failing and len(failing) == len(self.expected):
+                assert isinstance(end, Fail) and isinstance(end.error, TooManyBadItems)
+            else:
+                assert isinstance(end, Finish)
+        assert len(self.ended) == 1
         assert not self.core.step(Stop())
 
 
 TestWorld = World.TestCase
-TestWorld.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestWorld.settings = settings(max_examples=250, stateful_step_count=60, deadline=None)
 
 
 class Driver:
