@@ -284,3 +284,29 @@ class WritesToTheSocket:
                         os.write(int(fd), b"\4\0\0\0oops")
                 except OSError:
                     continue
+
+
+def acquire_natively() -> None:
+    """Waits for ever outside of Python, with the GIL: what a deadlock in a native library looks like."""
+    ctypes.PyDLL(None).pause()
+
+
+class Hangs:
+    """As `fill`, but one item never comes: "in Python" or "in a native call"."""
+
+    def __init__(self, how: str, item: int) -> None:
+        self.how = how
+        self.item = item
+
+    def __call__(self, item: int, arrays: Any, seed: int | None) -> None:
+        fill(item, arrays, seed)
+        while item == self.item:
+            if self.how == "in Python":
+                threading.Event().wait()
+            else:
+                acquire_natively()
+
+
+def hang_at_start() -> None:
+    """A startup function that never returns."""
+    threading.Event().wait()

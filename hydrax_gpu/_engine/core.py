@@ -138,9 +138,10 @@ class Core:
         """Whether only released slots can make progress: all are lent, nothing is in work."""
         return self.running and all(self.slots.state(slot) is SlotState.LENT for slot in range(self._config.depth))
 
-    def is_ready(self, number: int) -> bool:
-        """Whether a worker takes tasks."""
-        return self._workers[number].ready
+    def given_to(self, number: int) -> list[int] | None:
+        """The indices of the items that a worker was given and has not finished; None while it is not ready."""
+        worker = self._workers[number]
+        return self._items_of(worker) if worker.ready else None
 
     def item_in_work(self, number: int, begun: int) -> tuple[BatchPlan, int, int, int] | None:
         """What a worker is at that has begun `begun` items in its life.

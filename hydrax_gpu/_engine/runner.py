@@ -49,7 +49,7 @@ _log = logging.getLogger("hydrax_gpu")
 
 
 class Lent(NamedTuple):
-    """Weak references to a batch that shares a slot's memory, and to its arrays."""
+    """Weak references to a batch, and to those of its arrays that share a slot's memory."""
 
     slot: int
     batch: weakref.ref[Any]
@@ -58,7 +58,7 @@ class Lent(NamedTuple):
     def alive(self) -> list[tuple[int, str, Any]]:
         """`(slot, what, object)`: the batch, if it exists, or those of its arrays that do without it."""
         batch = self.batch()
-        if batch is not None:
+        if batch is not None and self.arrays:
             return [(self.slot, repr(batch), batch)]
         arrays = ((name, reference()) for name, reference in self.arrays.items())
         return [
@@ -140,8 +140,8 @@ class Placer(Protocol):
         plan: BatchPlan,
         additional: Sequence[Mapping[str, Any] | None] | None,
         on_release: Callable[[], None],
-    ) -> tuple[Mapping[str, Any], bool]:
-        """Returns the arrays by name and whether they (or others' views) share the slot's memory."""
+    ) -> tuple[Mapping[str, Any], Sequence[str] | None]:
+        """Returns the arrays by name, and the names of those that share the slot's memory, None if it is not lent."""
         ...
 
     def collect(self) -> None:
@@ -339,7 +339,7 @@ class Runner:
     def _place(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation
         try:
-            arrays, lent = self._placer.place(
+            arrays, shared = self._placer.place(
                 slot,
                 self._layout(plan),
                 plan,
@@ -355,12 +355,12 @@ class Runner:
             wrapped.__cause__ = error
             self._messages.append(PlacementFailed(slot, generation, wrapped))
             return
-        references: Lent | None = None
-        if lent:
-            references = Lent(slot, weakref.ref(batch), {name: weakref.ref(array) for name, array in arrays.items()})
+        lent: Lent | None = None
+        if shared is not None:
+            lent = Lent(slot, weakref.ref(batch), {name: weakref.ref(arrays[name]) for name in shared})
         bad = load.bad_items() if load.failures else ()
-        self.outbox.put(Delivery(plan.position, batch, bad, references))
-        self._messages.append(Placed(slot, generation, lent))
+        self.outbox.put(Delivery(plan.position, batch, bad, lent))
+        self._messages.append(Placed(slot, generation, lent is not None))
 
 
 def _failures(data: Sequence[Any], indices: Sequence[int], error: Exception) -> tuple[Failure, ...]:

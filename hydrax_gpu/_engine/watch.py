@@ -12,6 +12,7 @@ from typing import Any
 
 from hydrax_gpu._engine.runner import Runner
 from hydrax_gpu._exec.protocol import WorkerView
+from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu.errors import BatchTimeoutError
 
 __all__ = ["describe_holders", "holders", "stuck_engine", "timed_out"]
@@ -39,26 +40,31 @@ def timed_out(runner: Runner, seconds: float) -> BatchTimeoutError:
         if at is not None:
             plan, row, _, _ = at
             items.append(plan.indices[row])
-        if at is not None or not core.is_ready(view.worker):
-            lines.append(_describe_worker(view, at, ready=core.is_ready(view.worker)))
+        given = core.given_to(view.worker)
+        if given != [] or view.state:
+            lines.append(_describe_worker(view, at, given))
             stacks[view.worker] = view.stack
             lines.append(view.stack or "  (its stack could not be had)")
-    if not items and not core.starved:
+    if not lines[1:]:
         lines.append(f"No item is in work; {len(views)} workers wait for some.")
     lines.append(f"Slots: {core.slots.describe()}.")
     return BatchTimeoutError("\n".join(lines), items, stacks)
 
 
-def _describe_worker(view: WorkerView, at: Any, *, ready: bool) -> str:
+def _describe_worker(view: WorkerView, at: tuple[BatchPlan, int, int, int] | None, given: list[int] | None) -> str:
     name = f"Worker {view.worker} ({view.name}{', ' + view.state if view.state else ''})"
+    if given is None:
+        return f"{name} is starting:"
     if at is None:
-        return f"{name} {'is at no item' if ready else 'is starting'}:"
+        if not given:
+            return f"{name} has nothing to do:"
+        return f"{name} has not begun with item {given[0]}, the first of {len(given)} that it was given:"
     plan, row, number, count = at
     since = (time.perf_counter_ns() - view.since_ns) / 1e9
     kind = "validation" if plan.validation else "training"
     return (
-        f"{name} is at item {plan.indices[row]} of {kind} group {plan.group}, the {number}. of {count} that it took up "
-        f"{since:.1f} seconds ago:"
+        f"{name} is at item {plan.indices[row]} of {kind} group {plan.group}, number {number} of {count} that it took "
+        f"up {since:.1f} seconds ago:"
     )
 
 

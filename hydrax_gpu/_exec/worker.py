@@ -51,7 +51,6 @@ _STATES = {
     "t": "stopped by a debugger",
     "D": "in an uninterruptible system call, such as a read of a disk or network file system that hangs",
     "Z": "ended",
-    "R": "running",
 }
 """Process states of proc(5) that are worth a word; a sleeping process is the normal thing."""
 

@@ -95,7 +95,7 @@ class Placer:
         plan: BatchPlan,
         additional: Additional | None,
         on_release: Callable[[], None],
-    ) -> tuple[MappingProxyType[str, Any], bool]:
+    ) -> tuple[MappingProxyType[str, Any], list[str] | None]:
         """Makes the arrays of a full slot.
 
         Args:
@@ -106,7 +106,7 @@ class Placer:
             on_release: called when nothing refers to the slot's memory any more; never when it is not lent.
 
         Returns:
-            The arrays by name, and whether the slot is lent to them.
+            The arrays by name, and the names of those that share the slot's memory; None when the slot is not lent.
 
         Raises:
             PlacementError: the user's placement function raised, or what it returned does not fit the layout.
@@ -120,19 +120,20 @@ class Placer:
                 views = entry.layout.batch_views(self._arena.slot(slot), plan.rows)
                 entry.views[slot, plan.rows] = views
             _pad(views, plan)
-            return self._copy(entry, views), False
+            return self._copy(entry, views), None
         if self._user is not None:
             views = entry.layout.batch_views(self._arena.lease(slot, on_release), plan.rows)
             _pad(views, plan)
-            return self._place_user(self._user, entry.layout, layout, views, additional), True
+            # What the user's arrays share is not known; all of them may.
+            return self._place_user(self._user, entry.layout, layout, views, additional), list(views)
         token, released = settle.watch(on_release)
         views = entry.layout.batch_views(self._arena.lease(slot, released), plan.rows)
         _pad(views, plan)
         arrays = {name: self._alias(entry, name, view) for name, view in views.items()}
-        shared = [arrays[name] for name, view in views.items() if view.dtype == entry.dtypes[name]]
+        shared = [name for name, view in views.items() if view.dtype == entry.dtypes[name]]
         if shared:
-            settle.held_by(token, shared)
-        return MappingProxyType(arrays), True
+            settle.held_by(token, map(arrays.__getitem__, shared))
+        return MappingProxyType(arrays), shared
 
     def _prepare(self, layout: Layout) -> _Layout:
         dtypes = {array.name: jaxio.canonical(array.jax_dtype) for array in layout.arrays}

@@ -134,7 +134,7 @@ def test_a_loader_function_that_hangs_is_named_after_the_timeout() -> None:
             next(it)
         release.set()
     assert "no batch has been produced for 0.01 seconds (timeout_sec)" in str(caught.value)
-    assert "Worker 0 (thread hydrax_gpu-loader-0) is at item 0 of training group 0, the 1. of 4" in str(caught.value)
+    assert "Worker 0 (thread hydrax_gpu-loader-0) is at item 0 of training group 0, number 1 of 4" in str(caught.value)
     assert isinstance(caught.value, TimeoutError)
 
 
