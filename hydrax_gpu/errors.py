@@ -7,7 +7,7 @@ A message says what was got, what was wanted and what to do. Plain misuse (a wro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hydrax_gpu.policy import BadItems
@@ -24,7 +24,20 @@ __all__ = [
 ]
 
 
-class BatchTimeoutError(TimeoutError):
+class _Portable(Exception):
+    """Can be sent to another process: exceptions are rebuilt from their message alone unless they say how."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, vars(self))
+
+
+def _rebuild(kind: type[Exception], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(attributes)
+    return error
+
+
+class BatchTimeoutError(_Portable, TimeoutError):
     """No batch has been produced for `timeout_sec` seconds. The next call of `next()` waits for one again.
 
     The message says what the loader was waiting for: the item that each worker is at and since when, the Python stack
@@ -42,7 +55,7 @@ class BatchTimeoutError(TimeoutError):
         super().__init__(message)
 
 
-class LoaderError(RuntimeError):
+class LoaderError(_Portable, RuntimeError):
     """The loader function raised for an item.
 
     The original exception, when it could be sent to the main process, is the `__cause__`.
@@ -81,7 +94,7 @@ class LoaderError(RuntimeError):
         )
 
 
-class TooManyBadItems(RuntimeError):
+class TooManyBadItems(_Portable, RuntimeError):
     """More items were bad than the `ErrorPolicy` allows, or nothing was left of the data.
 
     Attributes:
@@ -104,7 +117,7 @@ class TooManyBadItems(RuntimeError):
         super().__init__("\n".join(lines))
 
 
-class NotEnoughMemory(MemoryError):
+class NotEnoughMemory(_Portable, MemoryError):
     """The slots of a loader need more memory than there is; nothing was taken.
 
     Attributes:
@@ -127,7 +140,7 @@ class WorkerStartError(RuntimeError):
     """A worker could not be started, could not unpickle the loader function, or `startup_func` raised in it."""
 
 
-class WorkerDied(RuntimeError):
+class WorkerDied(_Portable, RuntimeError):
     """A worker process ended without being asked to.
 
     Attributes:
@@ -170,7 +183,7 @@ class PlacementError(RuntimeError):
     """A batch could not be handed to JAX, or `placement_func` raised or returned something unfit; see `__cause__`."""
 
 
-class StateMismatch(ValueError):
+class StateMismatch(_Portable, ValueError):
     """A saved state belongs to another order of the data than this loader's.
 
     Attributes:

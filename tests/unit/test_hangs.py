@@ -34,7 +34,7 @@ def test_a_loader_function_that_hangs_in_a_process_is_named_with_its_stack(
     assert rows == [0, 4][: len(rows)], "what was done just before may not have been reported"
     assert caught.value.items == (9,)
     assert text.startswith("no batch has been produced for 1 seconds (timeout_sec).\n")
-    assert any(f"(process {pid}) is at item 9 of training group 0, the " in text for pid in workers)
+    assert any(f"(process {pid}) is at item 9 of training group 0, number " in text for pid in workers)
     assert " that it took up 1." in text or " that it took up 0.9" in text
     ((_, stack),) = caught.value.stacks.items()
     assert stack in text and "loaders.py" in stack and "in __call__" in stack

@@ -1,4 +1,4 @@
-"""Ctrl-C: the first ends the iteration, the second raises at the next batch, the third ends the process.
+"""Signals. Ctrl-C: the first ends the iteration, the second raises at the next batch, the third ends the process.
 
 The script and the test take turns over pipes: the script says where it is, the test sends the signal to the whole
 process group, as a terminal does, and only then lets the script go on.
@@ -196,3 +196,83 @@ def test_a_consumer_that_waits_is_woken_by_an_interrupt() -> None:
         thread.join()
         release.set()
     assert loader.interrupted
+
+
+TERMINATED = textwrap.dedent("""
+    import json, os, signal, sys
+    from hydrax_gpu import Dataloader, DataGroup
+    from tests.loaders import fill
+
+    def save(state):
+        print(json.dumps({"saved": state}), flush=True)
+
+    if __name__ == "__main__":
+        group = DataGroup(4, range(1000), loader_arrays={"x": ((), "int32", "int32")})
+        with Dataloader(fill, group, loader_count=2, sigterm=save) as loader:
+            seen = 0
+            for batch in loader:
+                seen += 1
+                del batch
+                if seen == 3:
+                    print("ready", flush=True)
+                    sys.stdin.readline()
+            assert next(loader, None) is None
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        print(json.dumps({"interrupted": loader.interrupted, "seen": seen, "state": loader.state(),
+                          "deaths": len(loader.report().worker_deaths)}))
+""")
+
+
+def test_sigterm_to_all_processes_saves_once_and_ends_the_iteration() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", TERMINATED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        os.killpg(process.pid, signal.SIGTERM)  # as a scheduler does it, to the workers too
+        os.killpg(process.pid, signal.SIGTERM)
+        out, err = process.communicate("\n", timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0, err
+    saved, told = map(json.loads, out.splitlines())
+    assert saved["saved"] == told["state"] and told["interrupted"] and told["deaths"] == 0
+    with Dataloader(loaders.fill, GROUP, executor="inline", start_at=told["state"]) as loader:
+        assert next(loader).indices[0] == 4 * told["seen"] == 12
+
+
+def test_sigterm_is_left_alone_unless_asked_for() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with Dataloader(loaders.fill, GROUP, executor="inline") as loader:
+        next(loader)
+        assert signal.getsignal(signal.SIGTERM) is before
+    with Dataloader(loaders.fill, GROUP, executor="inline", sigterm=True) as loader:
+        next(loader)
+        for _ in range(5):
+            signal.raise_signal(signal.SIGTERM)
+        assert list(loader) == [] and loader.interrupted, "however often it comes, it is as the first Ctrl-C"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_what_the_hook_raises_comes_out_of_next() -> None:
+    def save(state: object) -> None:
+        raise OSError("the disk is full")
+
+    with Dataloader(loaders.fill, GROUP, executor="inline", sigterm=save) as loader:
+        next(loader)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(OSError, match="the disk is full"):
+            next(loader)
+        assert list(loader) == []
+
+
+def test_a_hook_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match="sigterm: got 15, wanted True, False, or a function that saves a state"):
+        Dataloader(loaders.fill, GROUP, sigterm=15)  # pyright: ignore[reportArgumentType]
