@@ -24,16 +24,19 @@ __all__ = [
 ]
 
 
-class _Portable(Exception):
-    """Can be sent to another process: exceptions are rebuilt from their message alone unless they say how."""
+class _Portable:
+    """Can be sent to another process: exceptions are made anew from their message alone unless they say how."""
+
+    args: tuple[Any, ...]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, vars(self))
 
 
-def _rebuild(kind: type[Exception], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
-    error = kind.__new__(kind, *arguments)
-    error.__dict__.update(attributes)
+def _rebuild(kind: type[_Portable], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> _Portable:
+    error = kind.__new__(kind)
+    error.args = arguments
+    vars(error).update(attributes)
     return error
 
 
