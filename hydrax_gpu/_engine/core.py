@@ -204,10 +204,11 @@ class Core:
         load, rows = chunk.load, chunk.end - chunk.begin
         load.pending -= 1
         worker.rows_done += rows
-        cost = result.busy_ns / rows
-        self._item_ns = cost if not self._item_ns else 0.8 * self._item_ns + 0.2 * cost
-        quick = int(_QUICK_NS / (1 + rows * self._item_ns))
-        self._capacity = max(_OUTSTANDING, min(_OUTSTANDING_QUICK, quick))
+        if result.busy_ns >= 0:
+            cost = result.busy_ns / rows
+            self._item_ns = cost if not self._item_ns else 0.8 * self._item_ns + 0.2 * cost
+            quick = int(_QUICK_NS / (1 + rows * self._item_ns))
+            self._capacity = max(_OUTSTANDING, min(_OUTSTANDING_QUICK, quick))
         if result.additional is not None:
             rows_before: list[dict[str, Any] | None] = load.additional or [None] * load.plan.valid
             rows_before[chunk.begin : chunk.end] = result.additional

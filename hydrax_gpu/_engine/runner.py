@@ -287,7 +287,7 @@ class Runner:
 
     def _count(self, result: Result) -> None:
         self.counters.chunks += 1
-        self.counters.busy_ns += result.busy_ns
+        self.counters.busy_ns += max(0, result.busy_ns)
 
     # Effects.
 

@@ -25,6 +25,9 @@ _log = logging.getLogger("hydrax_gpu")
 
 T = TypeVar("T")
 
+_LOOK_SECONDS = 0.01
+"""How often a consumer that waits looks whether something was done that nobody has told it of."""
+
 
 class Stream:
     """Hands out the batches of a runner.
@@ -193,8 +196,10 @@ class Stream:
                 if self._timeout is not None and left == 0:
                     with runner.lock:
                         raise timed_out(runner, self._timeout)
-                times = [seconds for seconds in (left, again) if seconds is not None]
-                events = inbox.wait(Waiter.CONSUMER, min(times, default=None), self._stay_awake)
+                times = [seconds for seconds in (left, again, _LOOK_SECONDS) if seconds is not None]
+                events = inbox.wait(Waiter.CONSUMER, min(times), self._stay_awake)
+                if not events:
+                    runner.executor.look()
         except BatchTimeoutError:
             raise
         except BaseException as error:

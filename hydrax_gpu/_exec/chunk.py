@@ -52,11 +52,14 @@ class ChunkRunner:
         self._layouts = layouts
         self._arena = arena
         self._status = arena.status
+        self._worker = worker
         self._word = 1 + WORDS * worker
         self._retries = retries
         self._backoff = backoff
         self._catch = catch
         self._begun = 0
+        self._tasks = 0
+        self._loud = 0  # the last of them with something to tell
         self._views: dict[tuple[int, int], Sequence[_ItemArrays]] = {}
 
     def run(self, task: Task) -> tuple[int, list[dict[str, Any] | None] | None, tuple[Failure, ...]]:
@@ -89,6 +92,10 @@ class ChunkRunner:
                 additional[begun - first - 1] = result
         busy = time.perf_counter_ns() - start
         self._begun = begun
+        self._tasks += 1
+        if failures or additional is not None:
+            self._loud = self._tasks
+        self._arena.tell_done(self._worker, self._tasks, self._loud)
         return busy, additional, tuple(failures)
 
     def _retry(

@@ -53,6 +53,9 @@ class InlineExecutor:
     def flush(self) -> None:
         pass
 
+    def look(self) -> None:
+        pass  # every task is reported as soon as it is done
+
     def run_one(self) -> bool:
         if not self._tasks:
             return False

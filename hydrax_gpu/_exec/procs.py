@@ -89,7 +89,11 @@ class ProcessExecutor:
         return [view for worker in self._workers if (view := worker.inspect()) is not None]
 
     def submit(self, worker: int, task: Task) -> None:
-        self._workers[worker].queue(encode(tuple(task)))
+        self._workers[worker].submit(task.chunk, encode(tuple(task)))
+
+    def look(self) -> None:
+        for worker in self._workers:
+            worker.look()
 
     def flush(self) -> None:
         for worker in self._workers:

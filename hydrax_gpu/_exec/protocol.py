@@ -82,7 +82,7 @@ class Result(NamedTuple):
     """A task is done: all of its items were tried.
 
     Attributes:
-        busy_ns: time from the first item's beginning to the last one's end, in nanoseconds.
+        busy_ns: time from the first item's beginning to the last one's end, in nanoseconds; -1 when it is not known.
         additional: for each item what the loader returned, or None when no item returned anything.
     """
 
@@ -208,6 +208,10 @@ class Executor(Protocol):
 
     def abandon(self) -> None:
         """Forgets the workers, in a fork of the process that they belong to."""
+        ...
+
+    def look(self) -> None:
+        """Looks whether workers have done tasks that they could not report, being at a slow one since then."""
         ...
 
     def run_one(self) -> bool:

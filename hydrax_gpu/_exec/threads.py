@@ -64,6 +64,9 @@ class ThreadExecutor:
     def flush(self) -> None:
         pass
 
+    def look(self) -> None:
+        pass  # every task is reported as soon as it is done
+
     def run_one(self) -> bool:
         return False
 

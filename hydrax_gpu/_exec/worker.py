@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from multiprocessing import spawn
 from pathlib import Path
@@ -70,6 +71,9 @@ class Worker:
         self._stack_read = 0
         self._reader = FrameReader()
         self._queued: list[bytes] = []
+        self._chunks: deque[int] = deque()  # that were not reported, in the order of submission, which is that of doing
+        self._reported = 0  # how many were
+        self._looked = 0  # how many of the former were found to be done
         self._unsent: bytes = b""
         self._started_ns = 0
 
@@ -105,9 +109,21 @@ class Worker:
 
     # The socket.
 
-    def queue(self, data: bytes) -> None:
-        """Sends with the next `flush`: one system call, and one waking of the worker, for all that is queued."""
+    def submit(self, chunk: int, data: bytes) -> None:
+        """Sends a task with the next `flush`: one system call, and one waking of the worker, for all that is queued."""
+        self._chunks.append(chunk)
         self._queued.append(data)
+
+    def look(self) -> None:
+        """Posts the results of tasks that were done and not reported.
+
+        A worker tells of quick tasks together, when it has nothing to do any more. If it comes upon a slow item before
+        that, what was done must not wait for it. (What has something to tell, like additional data, does.)
+        """
+        done = self._arena.silently_done(self.index, self._reported)
+        while self._looked < done:
+            self._inbox.post(Result(self.index, self._chunks[self._looked], -1, None, ()))
+            self._looked += 1
 
     def flush(self) -> None:
         if self._queued:
@@ -206,6 +222,9 @@ class Worker:
     def _decode(self, message: tuple[Any, ...]) -> Message:
         match message:
             case ("done", chunk, busy, data, sent):
+                self._chunks.popleft()
+                self._reported += 1
+                self._looked = max(0, self._looked - 1)
                 additional = None
                 if data is not None:
                     try:

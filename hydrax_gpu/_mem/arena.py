@@ -13,7 +13,10 @@ __all__ = ["WORDS", "Arena", "ArenaShape", "Lease"]
 
 _PAGE = 4096
 
-WORDS = 2
+_COUNT = (1 << 31) - 1
+_FAR = 1 << 20
+
+WORDS = 3
 """Status words of a worker."""
 
 Lease: TypeAlias = "ctypes.Array[ctypes.c_ubyte]"
@@ -41,7 +44,8 @@ class Arena:
 
     The status words, 64-bit integers behind the slots, need no lock: each has one writer. Word 0 is set to 1 by the
     owner to make workers stop after the item they are at. `WORDS` words for each worker follow: the number of items
-    that it has begun in its life, and when it took up the task that it is at (`time.perf_counter_ns`).
+    that it has begun in its life, when it took up the task that it is at (`time.perf_counter_ns`), and which of its
+    tasks it has done, see `tell_done`.
     """
 
     def __init__(self, shape: ArenaShape, mapping: Mapping) -> None:
@@ -57,9 +61,13 @@ class Arena:
         """An arena for `depth` batches of at most `slot_size` bytes.
 
         Raises:
-            MemoryError: as `create` of the mapping.
+            NotEnoughMemory: there is less memory free than that.
+            MemoryError: the kernel refuses it all the same; as `create` of the mapping.
         """
+        from hydrax_gpu._mem.limits import check  # here, because workers import this module and never create an arena
+
         shape = ArenaShape(depth, -(-slot_size // _PAGE) * _PAGE, workers)
+        check(shape.size, shared=shared, what=f"{depth} slots of {shape.stride:,} bytes")
         return Arena(shape, create(shape.size, shared=shared))
 
     @staticmethod
@@ -72,10 +80,25 @@ class Arena:
         word = 1 + WORDS * worker
         return self.status[word], self.status[word + 1]
 
+    def tell_done(self, worker: int, last: int, loud: int) -> None:
+        """A worker tells that it has done `last` tasks in its life.
+
+        There is nothing to tell about those after the `loud`-th. Both in one word, which is written at once.
+        """
+        loud = max(loud, last - _FAR)  # so that the difference stays small, however many they become
+        self.status[WORDS * worker + 3] = (loud & _COUNT) << _COUNT.bit_length() | last & _COUNT
+
+    def silently_done(self, worker: int, known: int) -> int:
+        """How many tasks a worker has done beyond `known` of which there is nothing to tell."""
+        both = self.status[WORDS * worker + 3]
+        last, loud = _beyond(both & _COUNT, known), _beyond(both >> _COUNT.bit_length(), known)
+        return last if loud <= 0 < last else 0
+
     def reset_status(self, worker: int) -> None:
         """Makes room for the numbers of a worker that takes another's place."""
         word = 1 + WORDS * worker
-        self.status[word] = self.status[word + 1] = 0
+        for each in range(word, word + WORDS):
+            self.status[each] = 0
 
     def slot(self, slot: int) -> memoryview:
         """The bytes of a slot."""
@@ -96,3 +119,9 @@ class Arena:
         vars(lease)["mapping"] = self.mapping  # the lease is an address; this keeps it mapped
         weakref.finalize(lease, on_release).atexit = False
         return lease
+
+
+def _beyond(count: int, known: int) -> int:
+    """`count - known`, if it is small, of counts that are known modulo 2**31."""
+    difference = (count - known) & _COUNT
+    return difference if difference <= _COUNT // 2 else difference - _COUNT - 1

@@ -1,6 +1,6 @@
 """Nothing is left behind, however a process ends; see `tests.race.exits`.
 
-TODO
+Seen to fail when workers did not ask for a signal on their parent's death (a worker that hangs lives on after SIGKILL).
 """
 
 from __future__ import annotations
