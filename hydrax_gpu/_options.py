@@ -33,17 +33,17 @@ def begin_of(plan: Plan, start_at: tuple[int, int] | Mapping[str, Any]) -> tuple
     return plan.position_of_step(epoch * plan.batches_per_epoch + batch), frozenset()
 
 
-def faults_of(start_at: object) -> tuple[BadItems, int]:
-    """The bad items that a state has, and the number of batches that were dropped.
+def faults_of(start_at: object) -> tuple[BadItems, tuple[int, int]]:
+    """The bad items that a state has, the number of batches that were dropped, and how many of those were the last.
 
     Raises:
         TypeError, ValueError: the state is damaged.
     """
     if not isinstance(start_at, Mapping):
-        return BadItems(), 0
+        return BadItems(), (0, 0)
     state = cast("Mapping[str, Any]", start_at)
-    dropped = state.get("dropped", 0)
-    return BadItems(bad_from_state(state.get("bad", []))), at_least("the state's 'dropped'", dropped, 0)
+    dropped, last = (at_least(f"the state's {key!r}", state.get(key, 0), 0) for key in ("dropped", "dropped_in_a_row"))
+    return BadItems(bad_from_state(state.get("bad", []))), (dropped, last)
 
 
 def check_bad_items(what: str, bad: BadItems, training: Sequence[int], validation: Sequence[int]) -> None:

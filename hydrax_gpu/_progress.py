@@ -24,7 +24,7 @@ class Progress:
         training: the training groups.
         validation: the validation groups.
         known: bad items that are known from before.
-        dropped: batches that an earlier part of this run has left out.
+        dropped: batches that an earlier part of this run has left out, and how many of them were its last.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class Progress:
         training: Sequence[GroupPlan],
         validation: Sequence[GroupPlan],
         known: Iterable[BadItem] = (),
-        dropped: int = 0,
+        dropped: tuple[int, int] = (0, 0),
     ) -> None:
         self.bad = BadLedger(known)
-        self.dropped_batches = dropped
+        self.dropped_batches, self.dropped_in_a_row = dropped
         self.replaced_items = 0
         self.training_batches = 0
         self.validation_batches = 0
@@ -50,6 +50,7 @@ class Progress:
     def handed(self, plan: BatchPlan, wait_ns: int) -> None:
         """A batch was handed out, after the consumer has waited for `wait_ns` in all."""
         self.replaced_items += len(plan.replaced)
+        self.dropped_in_a_row = 0
         self._done(plan)
         if not self.first_batch_ns:
             self.first_batch_ns, self.first_wait_ns = time.perf_counter_ns(), wait_ns
@@ -63,6 +64,7 @@ class Progress:
     def dropped(self, plan: BatchPlan) -> None:
         """A batch was left out."""
         self.dropped_batches += 1
+        self.dropped_in_a_row += 1
         self._done(plan)
 
     def found(self, bad: Iterable[BadItem]) -> None:

@@ -296,7 +296,13 @@ class Dataloader(Generic[D]):
         layouts = [layout_of(group) for group in groups]
         policy = self._policy
         spec = WorkSpec(
-            self._loader_func, self._startup_func, layouts, self._nice, retries=policy.retries, backoff=policy.backoff
+            self._loader_func,
+            self._startup_func,
+            layouts,
+            self._nice,
+            retries=policy.retries,
+            backoff=policy.backoff,
+            keep_exceptions=policy.mode == "raise",
         )
         workers = 1 if self._executor_name == "inline" else self._count
         arena = self._arena = Arena.create(
@@ -336,6 +342,7 @@ class Dataloader(Generic[D]):
                     restarts=policy.restarts,
                     epoch_batches=self._plan.batches_per_epoch + self._plan.batches_per_validation,
                     delivered_before=self._position > self._progress.dropped_batches,
+                    in_a_row=self._progress.dropped_in_a_row,
                     substitutes=self._plan.substitutes,
                 ),
             )
@@ -407,6 +414,7 @@ class Dataloader(Generic[D]):
             **to_state(self._plan, self._position, frozenset(self._ahead)),
             "bad": progress.bad.to_state(),
             "dropped": progress.dropped_batches,
+            "dropped_in_a_row": progress.dropped_in_a_row,
         }
 
     @property

@@ -39,6 +39,7 @@ class FaultRules:
         restarts: how many deaths of workers are mended.
         epoch_batches: batches of an epoch, with the validation that belongs to it.
         delivered_before: whether earlier parts of this run had batches that were not dropped.
+        in_a_row: how many batches were dropped at the end of the earlier parts.
         substitutes: what to try in place of a bad item.
     """
 
@@ -49,6 +50,7 @@ class FaultRules:
     restarts: int = 0
     epoch_batches: int = 1
     delivered_before: bool = False
+    in_a_row: int = 0
     substitutes: Substitutes = lambda plan, row: iter(())
 
 
@@ -68,7 +70,7 @@ class FaultBook:
         self._strikes: dict[ItemKey, int] = {}
         self._ledger = BadLedger(bad for bad in rules.found if bad.key not in self._skip)
         self._ever_placed = rules.delivered_before
-        self._in_a_row = 0
+        self._in_a_row = rules.in_a_row
         self._deaths = 0
         self._placed = 0
 

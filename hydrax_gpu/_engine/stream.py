@@ -200,6 +200,8 @@ class Stream:
                 events = inbox.wait(Waiter.CONSUMER, min(times), self._stay_awake)
                 if not events:
                     runner.executor.look()
+                    if runner.executor.waiting:  # for the engine's thread, which sleeps, or has slept through a wake-up
+                        inbox.wake()
         except BatchTimeoutError:
             raise
         except BaseException as error:

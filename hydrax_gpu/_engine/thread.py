@@ -81,7 +81,7 @@ class EngineThread:
                 if runner.consumer_drives:
                     self._stand_back()
                 else:
-                    if timeout is None and runner.core.lends:
+                    if timeout is None and (runner.core.lends or runner.executor.waiting):
                         timeout = _LOOK_SECONDS
                     events = runner.inbox.wait(Waiter.ENGINE, timeout, self._stay_awake)
                 with self._turn():

@@ -34,6 +34,7 @@ class ChunkRunner:
         worker: number of the worker.
         retries: how often an item is tried again.
         backoff: seconds before the first retry; each further one waits twice as long.
+        keep: whether failures keep the exception.
         catch: what the loader function may raise without more harm than a bad item.
     """
 
@@ -46,6 +47,7 @@ class ChunkRunner:
         *,
         retries: int = 0,
         backoff: float = 0.0,
+        keep: bool = True,
         catch: tuple[type[BaseException], ...] = (Exception, SystemExit),
     ) -> None:
         self._loader = loader
@@ -56,6 +58,7 @@ class ChunkRunner:
         self._word = 1 + WORDS * worker
         self._retries = retries
         self._backoff = backoff
+        self._keep = keep
         self._catch = catch
         self._begun = 0
         self._tasks = 0
@@ -112,7 +115,9 @@ class ChunkRunner:
             except self._catch as again:
                 error = again
         tries = f" (tried {self._retries + 1} times)" if self._retries else ""
-        return Failure(offset, describe(error) + tries, format_traceback(error), error), None
+        failure = Failure(offset, describe(error) + tries, format_traceback(error), error if self._keep else None)
+        del error  # which refers to this frame
+        return failure, None
 
     def _wait(self, seconds: float) -> bool:
         """Waits; False, and at once, when the loader is closing."""

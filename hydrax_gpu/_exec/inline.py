@@ -16,7 +16,9 @@ class InlineExecutor:
     """One worker, which is whoever calls `run_one`."""
 
     def __init__(self, spec: WorkSpec, arena: Arena, inbox: Inbox) -> None:
-        self._runner = ChunkRunner(spec.loader, spec.layouts, arena, 0, retries=spec.retries, backoff=spec.backoff)
+        self._runner = ChunkRunner(
+            spec.loader, spec.layouts, arena, 0, retries=spec.retries, backoff=spec.backoff, keep=spec.keep_exceptions
+        )
         self._startup = spec.startup
         self._inbox = inbox
         self._tasks: deque[Task] = deque()
@@ -34,6 +36,10 @@ class InlineExecutor:
             self._inbox.post(WorkerLost(0, os.getpid(), None, text, format_traceback(error), error))
             return
         self._inbox.post(WorkerReady(0, os.getpid(), 0, False))
+
+    @property
+    def waiting(self) -> bool:
+        return False
 
     def start_more(self) -> None:
         pass

@@ -59,6 +59,10 @@ class ProcessExecutor:
     def start(self) -> None:
         self.start_more()
 
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
     def start_more(self) -> None:
         if not self._waiting:
             return
@@ -121,7 +125,15 @@ class ProcessExecutor:
 
 def _encode_spec(spec: WorkSpec) -> bytes:
     try:
-        parts = (spec.loader, spec.startup, tuple(spec.layouts), spec.nice, spec.retries, spec.backoff)
+        parts = (
+            spec.loader,
+            spec.startup,
+            tuple(spec.layouts),
+            spec.nice,
+            spec.retries,
+            spec.backoff,
+            spec.keep_exceptions,
+        )
         return encode(parts)
     except Exception as error:
         raise TypeError(

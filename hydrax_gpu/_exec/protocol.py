@@ -48,6 +48,9 @@ class WorkSpec:
         nice: increment of the workers' niceness.
         retries: how often an item whose loading raised is tried again.
         backoff: seconds before the first retry; each further one waits twice as long.
+        keep_exceptions: whether failures have the exception itself, and not only its text and traceback. In this
+            process, it holds on to all frames that it went through, and through them to their callers', and so to
+            batches: only for a run that ends with it.
     """
 
     loader: LoaderFunc
@@ -56,6 +59,7 @@ class WorkSpec:
     nice: int = 0
     retries: int = 0
     backoff: float = 0.0
+    keep_exceptions: bool = True
 
 
 class Task(NamedTuple):
@@ -188,6 +192,11 @@ class Executor(Protocol):
 
     def start_more(self) -> None:
         """Starts workers that have to wait until others are ready. As `start`, on the engine's thread only."""
+        ...
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are workers that `start_more` has yet to start."""
         ...
 
     def submit(self, worker: int, task: Task) -> None:

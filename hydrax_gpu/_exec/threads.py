@@ -43,6 +43,10 @@ class ThreadExecutor:
             self._threads.append(thread)
             thread.start()
 
+    @property
+    def waiting(self) -> bool:
+        return False
+
     def start_more(self) -> None:
         pass
 
@@ -99,7 +103,7 @@ class ThreadExecutor:
         # Whatever is raised on this thread is of the loader function's own making.
         runner = ChunkRunner(
             spec.loader, spec.layouts, self._arena, worker,
-            retries=spec.retries, backoff=spec.backoff, catch=(BaseException,),
+            retries=spec.retries, backoff=spec.backoff, keep=spec.keep_exceptions, catch=(BaseException,),
         )  # fmt: skip
         self._inbox.post(WorkerReady(worker, os.getpid(), time.perf_counter_ns() - begin, False))
         while (task := self._queues[worker].get()) is not None:

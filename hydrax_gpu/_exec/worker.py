@@ -187,6 +187,8 @@ class Worker:
             self._receive(self._socket)
 
     def _on_end(self, _: int) -> None:
+        if self._process is None or self._process.poll() is None:
+            return  # an event of another's descriptor, which had the same number before this one
         if self._socket is not None:
             self._receive(self._socket)  # its last words
         if self._socket is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from hydrax_gpu import (
     WorkerDied,
     WorkerStartError,
 )
+from hydrax_gpu._engine import running_streams
+from hydrax_gpu._engine.inbox import Waiter
 from tests import loaders
 from tests.small import group, loader
 
@@ -370,6 +374,31 @@ def test_a_death_is_seen_within_two_seconds_and_told() -> None:
     assert caught.value.pid == pid and caught.value.exitcode == -9 and caught.value.items[:4] == [0, 1, 2, 3]
 
 
+def test_a_worker_that_dies_while_the_engines_thread_sleeps_is_replaced() -> None:
+    """The consumer hears of it, being the last who waits, and must wake the thread that can start another."""
+    it = loader(loaders.fill, group(range(200)), executor="process", timeout_sec=20)
+    with it:
+        rows = [next(it).indices[0]]
+        inbox = running_streams()[0].runner.inbox
+        while not inbox.asleep(Waiter.ENGINE):
+            os.sched_yield()
+        pid = it.report().workers[0].pid
+        os.kill(pid, signal.SIGSTOP)
+
+        def kill() -> None:
+            while not (inbox.asleep(Waiter.CONSUMER) and inbox.asleep(Waiter.ENGINE)):
+                os.sched_yield()
+            os.kill(pid, signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        for batch in it:
+            rows.append(batch.indices[0])
+            del batch
+        thread.join()
+    assert rows == list(range(0, 200, 4)) and len(it.report().worker_deaths) == 1
+
+
 def test_deaths_past_the_budget_are_an_error() -> None:
     it = loader(
         loaders.DiesIdle(), group(range(200)), executor="process", on_error=ErrorPolicy(restarts=3), end_at=None
@@ -392,6 +421,22 @@ def test_a_worker_that_cannot_be_started_again_ends_the_run(tmp_path: Path) -> N
 
 
 # What the user's objects do on their way.
+
+
+@EXECUTORS
+@pytest.mark.parametrize("retries", [0, 1])
+def test_the_frames_that_an_error_went_through_hold_no_batch(executor: Any, retries: int) -> None:
+    """Without the garbage collector: an exception is a cycle of frames, and those of next() know the batch."""
+    gc.collect()
+    gc.disable()
+    try:
+        it = loader(
+            loaders.FailsFor(*range(1, 200, 9)), group(range(200)), executor=executor, depth=2, delivery="alias",
+            timeout_sec=10, on_error=ErrorPolicy(retries=retries, backoff=0.0),
+        )  # fmt: skip
+        assert len(run(it)) == 50 - 23
+    finally:
+        gc.enable()
 
 
 def test_what_cannot_be_unpickled_here_is_a_bad_item_and_the_others_are_not() -> None:
