@@ -335,7 +335,6 @@ class Runner:
             f"\n{lost.traceback}" if lost.traceback else "",
         )  # fmt: skip
         self.executor.respawn(lost.worker)
-        self.inbox.wake()  # the engine's thread, which alone can start it, if it sleeps
 
     def _place(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation

@@ -189,6 +189,8 @@ class Stream:
                     if type(entry) is not Dropped:
                         runner.taken += 1
                     return entry
+                if runner.executor.waiting:
+                    self._let_the_engine_wake()
                 if runner.executor.run_one():
                     events = []
                     continue
@@ -200,8 +202,6 @@ class Stream:
                 events = inbox.wait(Waiter.CONSUMER, min(times), self._stay_awake)
                 if not events:
                     runner.executor.look()
-                    if runner.executor.waiting:  # for the engine's thread, which sleeps, or has slept through a wake-up
-                        inbox.wake()
         except BatchTimeoutError:
             raise
         except BaseException as error:
@@ -213,6 +213,14 @@ class Stream:
             runner.consumer_drives = False
             self.wait_ns += int(1e9 * (time.perf_counter() - begin))
             self.waits += 1
+
+    def _let_the_engine_wake(self) -> None:
+        # A worker is to be started, which only the engine's thread may do, and that may be asleep. It is told, but must
+        # not be robbed of that event by our going back to wait; as the other way round, see `EngineThread`.
+        inbox, deadline = self._runner.inbox, time.monotonic() + _LOOK_SECONDS
+        while inbox.asleep(Waiter.ENGINE) and time.monotonic() < deadline:
+            inbox.wake()
+            time.sleep(50e-6)
 
     def _stay_awake(self) -> bool:
         return self._closed or not self._runner.outbox.empty()
