@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import nvidia.dali.fn as fn
 import nvidia.dali.types as types
 from nvidia.dali import pipeline_def
@@ -82,14 +82,24 @@ def ragged(sample: Any) -> dict[str, Any]:
 
 def audio(sample: Any) -> dict[str, Any]:
     """Decodes and gives the rate, too."""
-    wave, rate = fn.decoders.audio(sample.data, dtype=types.INT16)
+    wave, rate = fn.decoders.audio(sample.data, dtype=types.INT16, downmix=True)
     return {"wave": wave, "rate": rate, "length": wave.shape()[0]}
 
 
 def video(sample: Any) -> dict[str, Any]:
-    """Decodes all frames and tells how many there were, beside their time stamps as the item has them."""
+    """Decodes all frames and tells how many there were, beside their time stamps."""
     frames = fn.decoders.video(sample.video, device="cpu")
-    return {"frames": frames, "count": frames.shape()[0]}
+    return {"frames": frames, "count": frames.shape()[0], "times": sample.times}
+
+
+def time_stamps(path: str) -> Any:
+    """The time at which each frame of a video is to be shown, in seconds, float32, from the packets' headers."""
+    import av
+
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        times = [float(p.pts * p.time_base) for p in container.demux(stream) if p.pts is not None and p.time_base]
+    return np.array(sorted(times), np.float32)
 
 
 def dali_random(sample: Any) -> Any:
@@ -173,8 +183,3 @@ def reading_pipeline() -> Any:
     """A pipeline that reads files by itself."""
     image, label = fn.readers.file(files=["a.jpg"], labels=[0])
     return image, label
-
-
-def ramp(seconds: float) -> int:
-    """Samples of so many seconds at 8 kHz."""
-    return math.floor(8000 * seconds)

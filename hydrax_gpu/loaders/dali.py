@@ -311,6 +311,8 @@ def _misfit(name: str, value: npt.NDArray[Any], target: npt.NDArray[Any], pad: f
     )
     if value.dtype != target.dtype:
         return ValueError(f"{text}Convert it in the graph with fn.cast, or declare the array with {value.dtype.name}.")
+    if value.ndim != target.ndim:
+        return ValueError(f"{text}fn.squeeze, fn.expand_dims and fn.reshape change the number of dimensions.")
     if pad is not None:
         return ValueError(f"{text}Padding makes outputs larger, never smaller: fn.slice or fn.crop cut them.")
     return ValueError(

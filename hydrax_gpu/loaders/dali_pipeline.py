@@ -64,6 +64,11 @@ class Pipelined:
         """
         if set(self.outputs) != set(arrays) or len(self.outputs) != len(arrays):
             raise TypeError(f"outputs={self.outputs!r}, but the declared arrays are {', '.join(arrays)}")
+        unknown = sorted(set(self.inputs.values()) - set(fields.names))
+        if unknown:
+            raise TypeError(
+                f"inputs: the items have no field {', '.join(map(repr, unknown))}; they have {', '.join(fields.names)}"
+            )
         dali = import_dali()
         options = {"num_threads": settings.threads, "device_id": None, "prefetch_queue_depth": 1, **settings.options}
 

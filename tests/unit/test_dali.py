@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI cannot be imported here: it has no wheel for this platform")
 
 from hydrax_gpu import DataGroup, Dataloader, LoaderError
+from hydrax_gpu._plan.philox import philox4x32
 from hydrax_gpu.loaders import DaliLoader, RowsLoader
 from tests import dali_graphs as graphs
 from tests.pictures import encoded
@@ -131,11 +133,51 @@ DRAWS = {
 }
 
 
+GOLDEN: dict[str, Any] = {
+    "uniform": [2.0904, 2.3386],
+    "corner": [
+        [[0.9801, 0.552, 0.7421], [0.413, -0.8111, -0.2718]],
+        [[0.6697, 0.9943, 0.7018], [0.942, 0.2555, -0.7129]],
+    ],
+    "flip": [0.0, 0.0],
+    "normal": [[9.4872, 8.9023, 9.3991, 13.4535], [9.5766, 8.8093, 9.3901, 12.0448]],
+    "index": [9.0, 7.0],
+    "value": [2.5, 2.5],
+    "even": [2.0, 2.0],
+    "data": [0.0, 1.0],
+}
+
+
 def test_draws_stay_what_they_are() -> None:
     """From one release to the next: changing these changes every run."""
     (batch,) = values(DaliLoader(graphs.draws), range(2), DRAWS, seed=1)
     found = {name: np.round(array.astype(np.float64), 4).tolist() for name, array in batch.items()}
     assert found == GOLDEN
+
+
+def test_draws_are_what_the_formulas_say() -> None:
+    """`dali_random` gives them; here they are once more, a number at a time."""
+
+    def uniforms(seed: int, site: int, element: int) -> tuple[float, float]:
+        words = [int(w) for w in philox4x32((seed % 2**32, seed // 2**32, element, 6), site)]
+        return tuple((words[i] + 2**32 * words[i + 1] >> 11) / 2**53 for i in (0, 2))  # type: ignore[return-value]
+
+    with loader(DaliLoader(graphs.draws), group(range(50), 50, DRAWS, seed=7), on_error="raise") as it:
+        batch = next(it)
+        for row, seed in enumerate(batch.seeds):
+            at = {name: np.asarray(array)[row] for name, array in batch.arrays.items()}
+            assert at["uniform"] == np.float32(2 + 3 * uniforms(seed, 0, 0)[0])
+            corner = [-1 + 2 * uniforms(seed, 1, element)[0] for element in range(6)]
+            assert (at["corner"].ravel() == np.float32(corner)).all()
+            assert at["flip"] == (uniforms(seed, 2, 0)[0] < 0.25)
+            for element in range(4):
+                u, v = uniforms(seed, 3, element)
+                normal = 10 + 2 * math.sqrt(-2 * math.log(1 - u)) * math.cos(2 * math.pi * v)
+                assert at["normal"][element] == pytest.approx(normal, rel=1e-6)
+            assert at["index"] == math.floor(10 * uniforms(seed, 4, 0)[0])
+            assert at["value"] == (2.5 if uniforms(seed, 5, 0)[0] < 0.5 else 9.5)
+            assert at["even"] == (2, 4, 6)[math.floor(3 * uniforms(seed, 6, 0)[0])]
+        del batch
 
 
 def test_draws_are_distributed_as_they_should_be() -> None:
@@ -156,9 +198,7 @@ def test_validation_has_nothing_to_draw_from(files: Any) -> None:
     validation = ("batch", 1, group(range(4), arrays={"x": ((), np.float32, np.float32)}))
     training = group(range(4), arrays={"x": ((), np.float32, np.float32)})
     with (
-        pytest.raises(
-            LoaderError, match=r"(?s)sample.random.uniform\(\) was called for validation.*if sample.training:"
-        ),
+        pytest.raises(LoaderError, match=r"(?s)random.uniform\(\) was called for validation.*if sample.training:"),
         loader(load, training, validation=validation, on_error="raise") as it,
     ):
         for batch in it:
@@ -270,17 +310,17 @@ def test_a_field_that_is_of_another_kind_in_one_item_is_that_items_fault() -> No
     [
         (
             graphs.forgets_an_array,
-            "returned nothing for the arrays label and returned lable, which no array is declared",
+            "nothing for the arrays label and returned lable, which no array is declared for",
         ),
         (
             graphs.decode_field,
-            "the graph returned a DataNode, wanted a dict with a node for each of the arrays image, label",
+            "returned a DataNode, wanted a dict with a node for each of the arrays image, label",
         ),
         (graphs.no_node, "the graph returned a str for 'label', wanted a node"),
         (
             graphs.image_as_float,
-            "the graph's output 'image' has shape (24, 32, 3) and dtype float32, but the array 'image' is declared with "
-            "the item shape (24, 32, 3) and dtype uint8. Convert it in the graph with fn.cast",
+            "the graph's output 'image' has shape (24, 32, 3) and dtype float32, but the array 'image' is declared "
+            "with the item shape (24, 32, 3) and dtype uint8. Convert it in the graph with fn.cast",
         ),
     ],
 )
@@ -299,6 +339,8 @@ def test_ragged_outputs_are_refused_by_item_or_padded() -> None:
     assert batch["length"].tolist() == [4, 1, 2]
     text = refusal(load, [{"data": [1.0] * 5}], arrays)
     assert "output 'values' has shape (5,)" in text and "Padding makes outputs larger, never smaller" in text
+    text = refusal(load, [{"data": [[1.0]]}], arrays)
+    assert "output 'values' has shape (1, 1)" in text and "fn.squeeze" in text
     load = DaliLoader(graphs.ragged, read={"data": np.float32}, pad={"valves": -1})
     assert "pad: there is no array valves" in refusal(load, [{"data": [1.0]}], arrays)
 
@@ -318,7 +360,7 @@ def test_it_is_a_loader_of_rows_and_loads_one_item_when_it_is_called(files: Any)
 
 def test_what_cannot_be_sent_to_workers_is_told() -> None:
     load = DaliLoader(lambda sample: sample.data)
-    with pytest.raises(TypeError, match="the DaliLoader's graph cannot be sent to worker processes.*lambdas"):
+    with pytest.raises(TypeError, match=r"the DaliLoader's graph cannot be sent to worker processes.*lambdas"):
         pickle.dumps(load)
     with (
         pytest.raises(TypeError, match="the DaliLoader's graph cannot be sent"),
@@ -350,6 +392,3 @@ def test_without_dali_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'hydrax-gpu\[dali\]'"):
         DaliLoader(graphs.doubled)
-
-
-GOLDEN: dict[str, Any] = {}
