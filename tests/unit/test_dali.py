@@ -339,7 +339,7 @@ def test_ragged_outputs_are_refused_by_item_or_padded() -> None:
     assert batch["length"].tolist() == [4, 1, 2]
     text = refusal(load, [{"data": [1.0] * 5}], arrays)
     assert "output 'values' has shape (5,)" in text and "Padding makes outputs larger, never smaller" in text
-    text = refusal(load, [{"data": [[1.0]]}], arrays)
+    text = refusal(DaliLoader(graphs.ragged, pad={"values": -1}), [{"data": [[1.0]]}], arrays)
     assert "output 'values' has shape (1, 1)" in text and "fn.squeeze" in text
     load = DaliLoader(graphs.ragged, read={"data": np.float32}, pad={"valves": -1})
     assert "pad: there is no array valves" in refusal(load, [{"data": [1.0]}], arrays)

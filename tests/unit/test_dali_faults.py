@@ -123,6 +123,16 @@ def test_bad_files_are_found_and_the_others_of_their_batches_are_kept(
         assert expected[name] if name in expected else BAD[name][1] in item.error
 
 
+def test_bad_files_do_not_change_what_is_drawn_for_the_others(folder: Path) -> None:
+    def run(data: Any) -> dict[int, bytes]:
+        load = DaliLoader(graphs.augment, fields=("image", "label"))
+        return rows(loader(load, DataGroup(8, data, loader_arrays=PAIR, seed=4), on_error="replace"))
+
+    clean = run(pairs(folder))
+    bad = {0: "text", 5: "half", 17: "missing"}
+    assert run(pairs(folder, bad)) == {item: row for item, row in clean.items() if item not in bad}
+
+
 def test_a_batch_with_a_bad_file_is_left_out_by_default(folder: Path, clean: dict[int, bytes]) -> None:
     it = loader(DaliLoader(graphs.decode), DataGroup(8, paths(folder, {9: "half"}), loader_arrays=ARRAYS))
     assert rows(it) == {item: row for item, row in clean.items() if not 8 <= item < 16}
@@ -220,6 +230,19 @@ def test_hundreds_of_damaged_images_harm_no_worker_and_no_other_image(clean: dic
     report = it.report()
     assert 150 < len(report.bad) < 360, "most of them are bad, others can be decoded all the same"
     assert not report.worker_deaths
+
+
+def test_a_damaged_header_among_images_that_are_being_decoded_ends_no_process() -> None:
+    """What `check_image` is there for: without it, this ends workers by SIGSEGV."""
+    large = encoded(1, height=600, width=800, quality=95)
+    data = [b"no image at all" * 50 if number % 32 == 12 else large for number in range(256)]
+    policy = ErrorPolicy(mode="replace", restarts=0)
+    it = loader(
+        DaliLoader(graphs.decode), DataGroup(32, data, loader_arrays=ARRAYS), executor="process", on_error=policy
+    )
+    found = rows(it)
+    assert len(found) == 256 - 8 and len(set(found.values())) == 1
+    assert it.report().bad.items() == list(range(12, 256, 32))
 
 
 def test_images_that_are_no_fields_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
