@@ -132,6 +132,11 @@ def mixes(sample: Any) -> Any:
     return fn.permute_batch(sample.data, indices=[0])
 
 
+def normalizes(sample: Any) -> Any:
+    """Takes mean and deviation over the batch."""
+    return fn.normalize(fn.cast(sample.data, dtype=types.FLOAT), batch=True)
+
+
 def draws_in_validation(sample: Any) -> Any:
     """Forgets to ask what it is for."""
     return sample.data + sample.random.uniform()

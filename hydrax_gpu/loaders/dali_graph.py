@@ -155,6 +155,10 @@ def blueprint_of(
                     _refusal("fn.external_source", "what it reads depends on how often it was asked before")
                 )
             continue
+        if schema == "Normalize" and "\n    batch: True" in operator.spec:
+            raise ValueError(
+                _refusal("Normalize(batch=True)", "mean and deviation depend on what else is in the batch")
+            )
         if operator.schema.IsStateful() or schema in _ADVICE:
             raise ValueError(_refusal(schema, _ADVICE.get(schema, "")))
     return Blueprint(make, None, fields, draws, frozenset(images), tuple(outputs))
@@ -208,6 +212,7 @@ def _flat(nodes: Sequence[Any]) -> Iterator[Any]:
 class _Operator:
     name: str
     schema: Any
+    spec: str
     inputs: list[Any]
 
 
@@ -222,7 +227,7 @@ def _operators(outputs: Iterable[Node]) -> Iterator[_Operator]:
         seen.add(id(source))
         inputs = list(_flat(source.inputs))
         waiting += [node.source for node in inputs]
-        yield _Operator(source.name, source._op.schema, inputs)
+        yield _Operator(source.name, source._op.schema, str(source.spec), inputs)
 
 
 def _reads_images(schema: str) -> bool:

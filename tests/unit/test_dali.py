@@ -231,6 +231,7 @@ def test_draws_that_make_no_sense_are_refused(graph: Any, text: str) -> None:
         (graphs.dali_reader, "readers.File"),
         (graphs.own_source, "fn.external_source"),
         (graphs.mixes, "PermuteBatch"),
+        (graphs.normalizes, "Normalize(batch=True)"),
     ],
 )
 def test_operators_with_a_state_of_their_own_are_refused(graph: Any, operator: str) -> None:
