@@ -48,7 +48,7 @@ class BatchTimeoutError(_Portable, TimeoutError):
     them.
 
     Attributes:
-        items: indices of the items in work, one for each worker that is at one.
+        items: indices of the items in work, one for each worker that is at one; all that a worker loads in one call.
         stacks: for each worker, by its number, its Python stack as text; "" where none could be had.
     """
 

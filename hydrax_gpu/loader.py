@@ -26,7 +26,7 @@ from hydrax_gpu._engine import (
 )
 from hydrax_gpu._exec.inline import InlineExecutor
 from hydrax_gpu._exec.procs import ProcessExecutor
-from hydrax_gpu._exec.protocol import WorkSpec
+from hydrax_gpu._exec.protocol import RowsLoader, WorkSpec
 from hydrax_gpu._exec.role import is_worker
 from hydrax_gpu._exec.threads import ThreadExecutor
 from hydrax_gpu._mem.arena import Arena
@@ -78,7 +78,8 @@ class Dataloader(Generic[D]):
             writable NumPy views by name to be filled completely (they hold an earlier item's values), `seed` an integer
             of 63 bits, or None for validation. Returns a dict of additional data, or None. With the process executor it
             must be picklable: a function of a module, or an instance of a class with `__call__`. It must not keep
-            references to the arrays.
+            references to the arrays. Or an object with a method `load_rows`, which loads whole batches in one call: see
+            `hydrax_gpu.loaders.RowsLoader`.
         training: one group or several. One pass over all of them is an epoch.
         validation: `("batch" | "epoch", interval, groups)`: after every so many training batches or epochs, a pass over
             these groups follows, without shuffling or seeds.
@@ -119,7 +120,7 @@ class Dataloader(Generic[D]):
 
     def __init__(
         self,
-        loader_func: LoaderFunc[D],
+        loader_func: LoaderFunc[D] | RowsLoader,
         training: Groups[D],
         *,
         validation: tuple[Unit, int, Groups[D]] | None = None,
@@ -153,6 +154,8 @@ class Dataloader(Generic[D]):
         choice("delivery", delivery, _DELIVERIES)
         functions = {"loader_func": loader_func, "startup_func": startup_func, "placement_func": placement_func}
         for name, function in functions.items():
+            if name == "loader_func" and callable(getattr(function, "load_rows", None)):
+                continue
             if not callable(function) and not (function is None and name != "loader_func"):
                 raise TypeError(f"{name}: got {function!r}, wanted a callable")
         self._loader_func = loader_func
@@ -334,6 +337,7 @@ class Dataloader(Generic[D]):
                 workers=workers,
                 ordered=self._deterministic,
                 whole_batches=self._executor_name == "inline",
+                together=hasattr(self._loader_func, "load_rows"),
                 faults=FaultRules(
                     mode=policy.mode,
                     limit=policy.limit(sum(map(len, groups))),

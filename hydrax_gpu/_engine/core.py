@@ -72,6 +72,8 @@ class CoreConfig:
         workers: number of workers.
         ordered: whether batches leave in the plan's order.
         whole_batches: never split a batch among chunks (an executor without parallelism gains nothing by it).
+        together: a chunk's rows are loaded in one call, by a loader that wants many of them. So chunks are as large as
+            can be with all workers busy, and nobody can tell at which of a chunk's items a worker is.
         faults: what to do about bad items and lost workers.
     """
 
@@ -83,6 +85,7 @@ class CoreConfig:
     workers: int
     ordered: bool = True
     whole_batches: bool = False
+    together: bool = False
     faults: FaultRules = field(default_factory=FaultRules)
 
 
@@ -91,7 +94,7 @@ class _Chunk:
     load: Load
     begin: int
     end: int
-    suspect: bool = False  # a single row, at which a worker has died
+    suspect: bool = False  # a single row, at which a worker has died, or at that and others
 
 
 @dataclass(slots=True, eq=False)
@@ -143,19 +146,20 @@ class Core:
         worker = self._workers[number]
         return self._items_of(worker) if worker.ready else None
 
-    def item_in_work(self, number: int, begun: int) -> tuple[BatchPlan, int, int, int] | None:
+    def in_work(self, number: int, begun: int) -> tuple[BatchPlan, list[int], int, int] | None:
         """What a worker is at that has begun `begun` items in its life.
 
         Returns:
-            The batch, the row, and which item it is (from 1) of how many that the worker was given with it; None when
-            the worker has nothing to do.
+            The batch, the items (one, or all that are loaded together), and which item the first of them is (from 1)
+            of how many that the worker was given with it; None when the worker has nothing to do.
         """
         worker = self._workers[number]
-        found = self._row_at(worker, begun)
+        found = self._rows_at(worker, begun)
         if found is None:
             return None
-        chunk, row = found
-        return chunk.load.plan, row, row - chunk.begin + 1, chunk.end - chunk.begin
+        chunk, rows = found
+        plan = chunk.load.plan
+        return plan, [plan.indices[row] for row in rows], rows[0] - chunk.begin + 1, chunk.end - chunk.begin
 
     # The one entry.
 
@@ -247,33 +251,37 @@ class Core:
     def _on_lost(self, lost: WorkerLost, effects: list[Effect]) -> None:
         worker = self._workers[lost.worker]
         items = self._items_of(worker)
-        at = self._row_at(worker, lost.begun)
+        at = self._rows_at(worker, lost.begun)
         chunks = list(worker.chunks.values())
         self._workers[lost.worker] = _Worker(began=worker.began)
         if self.finished:
             return
-        suspect: int | None = None
+        suspects: list[int] = []
         for chunk in reversed(chunks):
             if at is None or chunk is not at[0]:
                 self._queue.appendleft(chunk)
                 continue
-            load, row = chunk.load, at[1]
-            suspect = load.plan.indices[row]
-            failure = self._faults.strike(load.plan, suspect, lost)
+            load, rows = chunk.load, at[1]
+            suspects = [load.plan.indices[row] for row in rows]
             load.pending -= 1
-            self._requeue(load, [(row + 1, chunk.end)])
-            if failure is None:
-                self._requeue(load, [(row, row + 1)], suspect=True)
+            self._requeue(load, [(rows[-1] + 1, chunk.end)])
+            failure: Failure | None = None
+            if len(rows) == 1:
+                failure = self._faults.strike(load.plan, suspects[0], lost)
             else:
-                self._row_failed(load, row, failure, lethal=True)
-            self._requeue(load, [(chunk.begin, row)])
+                self._faults.suspect(load.plan, suspects)
+            if failure is None:
+                self._requeue(load, [(row, row + 1) for row in rows], suspect=True)
+            else:
+                self._row_failed(load, rows[0], failure, lethal=True)
+            self._requeue(load, [(chunk.begin, rows[0])])
             if load.pending == 0:
                 self.slots.filled(load.slot)
         error = self._faults.lost(lost, items, suspect=at is not None, began=worker.began)
         if error is not None:
             self._fail(error, effects)
         else:
-            effects.append(Respawn(lost, items, suspect))
+            effects.append(Respawn(lost, items, suspects))
 
     def _on_unsent(self, unsent: Unsent) -> None:
         chunk = self._workers[unsent.worker].chunks.pop(unsent.chunk, None)
@@ -320,11 +328,12 @@ class Core:
     def _items_of(self, worker: _Worker) -> list[int]:
         return [i for c in worker.chunks.values() for i in c.load.plan.indices[c.begin : c.end]]
 
-    def _row_at(self, worker: _Worker, begun: int) -> tuple[_Chunk, int] | None:
+    def _rows_at(self, worker: _Worker, begun: int) -> tuple[_Chunk, range] | None:
         ahead = begun - worker.rows_done - 1  # of the rows of its chunks, in their order
         for chunk in worker.chunks.values():
             if 0 <= ahead < chunk.end - chunk.begin:
-                return chunk, chunk.begin + ahead
+                row = chunk.begin + ahead
+                return chunk, range(chunk.begin, chunk.end) if self._config.together else range(row, row + 1)
             ahead -= chunk.end - chunk.begin
         return None
 
@@ -416,6 +425,8 @@ class Core:
             return min(rows, config.workers)  # the first batches: all hands, for an early first batch
         # Of depth slots, one is with the consumer; the others together should keep every worker busy.
         parts = math.ceil(config.workers / max(1, config.depth - 1))
+        if config.together:
+            return min(rows, parts)
         if parts > 1:
             parts *= 2  # batches then end together with little waiting for the slowest chunk
         return min(rows, max(parts, round(rows * self._item_ns / _CHUNK_NS)))

@@ -68,6 +68,7 @@ class FaultBook:
             if bad.lethal:
                 self._know(bad.key)
         self._strikes: dict[ItemKey, int] = {}
+        self._circles: list[set[ItemKey]] = []  # for each death over several items those that may still be the reason
         self._ledger = BadLedger(bad for bad in rules.found if bad.key not in self._skip)
         self._ever_placed = rules.delivered_before
         self._in_a_row = rules.in_a_row
@@ -106,13 +107,23 @@ class FaultBook:
             self._strikes[key] = strikes
             return None
         self._strikes.pop(key, None)
+        self._circles = [circle for circle in self._circles if key not in circle]
         self._know(key)
         error = WorkerDied(lost.pid, lost.exitcode, [item], lost.traceback)
         return Failure(0, f"{_STRIKES} workers died over it; the last {error.how}", lost.traceback, error)
 
+    def suspect(self, plan: BatchPlan, items: list[int]) -> None:
+        """A worker died while it loaded these items in one call: one of them may be the reason, or none."""
+        self._circles.append({ItemKey(plan.validation, plan.group, item) for item in items})
+
     def acquit(self, plan: BatchPlan, item: int) -> None:
-        """This item, at which workers died, was loaded: something else has killed them."""
-        self._deaths += self._strikes.pop(ItemKey(plan.validation, plan.group, item), 0)
+        """This item, at which workers died, or at it and others, was loaded alone: something else has killed them."""
+        key = ItemKey(plan.validation, plan.group, item)
+        self._deaths += self._strikes.pop(key, 0)
+        for circle in self._circles:
+            circle.discard(key)
+        self._deaths += sum(not circle for circle in self._circles)
+        self._circles = [circle for circle in self._circles if circle]
 
     # Batches.
 

@@ -28,7 +28,15 @@ __all__ = [
     "Stop",
     "Taken",
     "Unsent",
+    "name_items",
 ]
+
+
+def name_items(items: list[int]) -> str:
+    """`item 3`, or `items 3, 5, 8 (loaded together)`."""
+    if len(items) == 1:
+        return f"item {items[0]}"
+    return f"items {', '.join(map(str, items))} (loaded together)"
 
 
 class RowFailure(NamedTuple):
@@ -157,11 +165,11 @@ class Drop(NamedTuple):
 
 
 class Respawn(NamedTuple):
-    """Start another worker in the place of one that was lost. `suspect` is the item that it was at."""
+    """Start another worker in the place of one that was lost. `suspects` are the items that it was at."""
 
     lost: WorkerLost
     items: list[int]
-    suspect: int | None
+    suspects: list[int]
 
 
 class Fail(NamedTuple):

@@ -36,6 +36,7 @@ from hydrax_gpu._engine.messages import (
     Stop,
     Taken,
     Unsent,
+    name_items,
 )
 from hydrax_gpu._exec.chunk import describe, format_traceback
 from hydrax_gpu._exec.protocol import Executor, Failure, Result, Task, WorkerReady
@@ -116,7 +117,7 @@ class WorkerDeath(NamedTuple):
         pid: its process id.
         exitcode: its exit status; negative for the signal that ended it, None when unknown.
         items: indices of the items that it had been given and not finished; they were given to others.
-        suspect: index of the item that it was at, None if it was at none.
+        suspect: index of the item that it was at; None if it was at none, or at several that are loaded in one call.
     """
 
     pid: int
@@ -325,13 +326,14 @@ class Runner:
             self._messages.append(Unsent(effect.worker, effect.chunk, _failures(data, indices, error)))
 
     def _respawn(self, effect: Respawn) -> None:
-        lost, items, suspect = effect
+        lost, items, suspects = effect
+        suspect = suspects[0] if len(suspects) == 1 else None
         self.workers.pop(lost.worker, None)
         self.deaths.append(WorkerDeath(lost.pid, lost.exitcode, tuple(items), suspect))
         how = WorkerDied(lost.pid, lost.exitcode, items).how if lost.error is None else f"did not start: {lost.error}"
         _log.warning(
-            "loader process %d %s at item %s; its %d items are given to others, and another is started in its place%s",
-            lost.pid, how, "none" if suspect is None else suspect, len(items),
+            "loader process %d %s at %s; its %d items are given to others, and another is started in its place%s",
+            lost.pid, how, name_items(suspects) if suspects else "no item", len(items),
             f"\n{lost.traceback}" if lost.traceback else "",
         )  # fmt: skip
         self.executor.respawn(lost.worker)

@@ -10,6 +10,7 @@ import time
 from types import FrameType
 from typing import Any
 
+from hydrax_gpu._engine.messages import name_items
 from hydrax_gpu._engine.runner import Runner
 from hydrax_gpu._exec.protocol import WorkerView
 from hydrax_gpu._plan import BatchPlan
@@ -36,10 +37,9 @@ def timed_out(runner: Runner, seconds: float) -> BatchTimeoutError:
     stacks: dict[int, str] = {}
     views = runner.executor.inspect()
     for view in views:
-        at = core.item_in_work(view.worker, view.begun)
+        at = core.in_work(view.worker, view.begun)
         if at is not None:
-            plan, row, _, _ = at
-            items.append(plan.indices[row])
+            items += at[1]
         given = core.given_to(view.worker)
         if given != [] or view.state:
             lines.append(_describe_worker(view, at, given))
@@ -51,7 +51,9 @@ def timed_out(runner: Runner, seconds: float) -> BatchTimeoutError:
     return BatchTimeoutError("\n".join(lines), items, stacks)
 
 
-def _describe_worker(view: WorkerView, at: tuple[BatchPlan, int, int, int] | None, given: list[int] | None) -> str:
+def _describe_worker(
+    view: WorkerView, at: tuple[BatchPlan, list[int], int, int] | None, given: list[int] | None
+) -> str:
     name = f"Worker {view.worker} ({view.name}{', ' + view.state if view.state else ''})"
     if given is None:
         return f"{name} is starting:"
@@ -59,13 +61,11 @@ def _describe_worker(view: WorkerView, at: tuple[BatchPlan, int, int, int] | Non
         if not given:
             return f"{name} has nothing to do:"
         return f"{name} has not begun with item {given[0]}, the first of {len(given)} that it was given:"
-    plan, row, number, count = at
+    plan, items, number, count = at
     since = (time.perf_counter_ns() - view.since_ns) / 1e9
     kind = "validation" if plan.validation else "training"
-    return (
-        f"{name} is at item {plan.indices[row]} of {kind} group {plan.group}, number {number} of {count} that it took "
-        f"up {since:.1f} seconds ago:"
-    )
+    which = f"number {number} of {count} that" if len(items) == 1 else "which"
+    return f"{name} is at {name_items(items)} of {kind} group {plan.group}, {which} it took up {since:.1f} seconds ago:"
 
 
 def stuck_engine(seconds: float) -> BatchTimeoutError:

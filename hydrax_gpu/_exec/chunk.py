@@ -1,15 +1,16 @@
-"""Filling the rows of a task: the one loop that runs once an item, in every executor."""
+"""Filling the rows of a task: the one loop that runs once an item, or one call for all of them, in every executor."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy.typing as npt
 
-from hydrax_gpu._exec.protocol import Failure, LoaderFunc, Task
+from hydrax_gpu._exec.protocol import Failure, LoaderFunc, RowsLoader, Task
+from hydrax_gpu._exec.rows import LoadRows, Outcome, load_rows
 from hydrax_gpu._mem.arena import WORDS, Arena
 from hydrax_gpu._spec import Layout
 
@@ -19,6 +20,7 @@ _PATIENCE = 0.05
 """Seconds between two looks at whether the loader closes, while a worker waits to try an item again."""
 
 _ItemArrays: TypeAlias = MappingProxyType[str, npt.NDArray[Any]]
+_Loaded: TypeAlias = "tuple[list[dict[str, Any] | None] | None, list[Failure]]"
 
 
 class ChunkRunner:
@@ -28,7 +30,7 @@ class ChunkRunner:
     many a loader function.
 
     Args:
-        loader: the user's function.
+        loader: the user's function, or an object with `load_rows`, see `protocol.RowsLoader`.
         layouts: layout of each group's slots.
         arena: the slots.
         worker: number of the worker.
@@ -40,7 +42,7 @@ class ChunkRunner:
 
     def __init__(
         self,
-        loader: LoaderFunc,
+        loader: LoaderFunc | RowsLoader,
         layouts: Sequence[Layout],
         arena: Arena,
         worker: int,
@@ -50,7 +52,8 @@ class ChunkRunner:
         keep: bool = True,
         catch: tuple[type[BaseException], ...] = (Exception, SystemExit),
     ) -> None:
-        self._loader = loader
+        self._loader = cast("LoaderFunc", loader)  # which is not called when there is `load_rows`
+        self._load_rows: LoadRows | None = getattr(loader, "load_rows", None)
         self._layouts = layouts
         self._arena = arena
         self._status = arena.status
@@ -70,11 +73,23 @@ class ChunkRunner:
         items = task.items
         seeds: Sequence[int | None] = task.seeds if task.seeds is not None else (None,) * len(items)
         views = self._item_views(task.slot, task.layout)[task.row : task.row + len(items)]
+        self._status[self._word + 1] = start = time.perf_counter_ns()
+        if self._load_rows is None:
+            additional, failures = self._one_by_one(items, views, seeds)
+        else:
+            additional, failures = self._together(self._load_rows, items, views, seeds)
+        busy = time.perf_counter_ns() - start
+        self._tasks += 1
+        if failures or additional is not None:
+            self._loud = self._tasks
+        self._arena.tell_done(self._worker, self._tasks, self._loud)
+        return busy, additional, tuple(failures)
+
+    def _one_by_one(self, items: list[Any], views: Sequence[_ItemArrays], seeds: Sequence[int | None]) -> _Loaded:
         additional: list[dict[str, Any] | None] | None = None
         failures: list[Failure] = []
         loader, status, word, catch = self._loader, self._status, self._word, self._catch
         first = begun = self._begun
-        status[word + 1] = start = time.perf_counter_ns()
         for item, arrays, seed in zip(items, views, seeds, strict=True):
             if status[0]:  # the loader is closing; nobody will look at this slot again
                 break
@@ -93,13 +108,31 @@ class ChunkRunner:
                 if additional is None:
                     additional = _nothing(len(items))
                 additional[begun - first - 1] = result
-        busy = time.perf_counter_ns() - start
         self._begun = begun
-        self._tasks += 1
-        if failures or additional is not None:
-            self._loud = self._tasks
-        self._arena.tell_done(self._worker, self._tasks, self._loud)
-        return busy, additional, tuple(failures)
+        return additional, failures
+
+    def _together(
+        self, load: LoadRows, items: list[Any], views: Sequence[_ItemArrays], seeds: Sequence[int | None]
+    ) -> _Loaded:
+        if self._status[0]:
+            return None, []
+        # All of them are begun at once: which one it is that hangs, or kills the process, nobody can tell.
+        self._begun += len(items)
+        self._status[self._word] = self._begun
+        outcomes = load_rows(load, items, views, seeds, self._catch)
+        failed = _failed(outcomes)
+        for attempt in range(self._retries):
+            if not failed or not self._wait(self._backoff * 2**attempt):
+                break
+            again = load_rows(
+                load, [items[i] for i in failed], [views[i] for i in failed], [seeds[i] for i in failed], self._catch
+            )
+            for i, outcome in zip(failed, again, strict=True):
+                outcomes[i] = outcome
+            failed = _failed(outcomes)
+        additional = [outcome if isinstance(outcome, dict) else None for outcome in outcomes]
+        failures = [self._failure(i, error) for i in failed if isinstance(error := outcomes[i], BaseException)]
+        return additional if any(additional) else None, failures
 
     def _retry(
         self, offset: int, item: Any, arrays: _ItemArrays, seed: int | None, error: BaseException
@@ -114,10 +147,13 @@ class ChunkRunner:
                 return None, result
             except self._catch as again:
                 error = again
-        tries = f" (tried {self._retries + 1} times)" if self._retries else ""
-        failure = Failure(offset, describe(error) + tries, format_traceback(error), error if self._keep else None)
+        failure = self._failure(offset, error)
         del error  # which refers to this frame
         return failure, None
+
+    def _failure(self, offset: int, error: BaseException) -> Failure:
+        tries = f" (tried {self._retries + 1} times)" if self._retries else ""
+        return Failure(offset, describe(error) + tries, format_traceback(error), error if self._keep else None)
 
     def _wait(self, seconds: float) -> bool:
         """Waits; False, and at once, when the loader is closing."""
@@ -137,6 +173,10 @@ class ChunkRunner:
         return views
 
 
+def _failed(outcomes: list[Outcome]) -> list[int]:
+    return [i for i, outcome in enumerate(outcomes) if isinstance(outcome, BaseException)]
+
+
 def _nothing(count: int) -> list[dict[str, Any] | None]:
     return [None] * count
 
@@ -149,11 +189,11 @@ def describe(error: BaseException) -> str:
 
 
 def format_traceback(error: BaseException) -> str:
-    """The traceback as text, from the user's function on: our own frame above it is left out."""
+    """The traceback as text, from the user's function on: our own frames above it are left out."""
     import traceback
 
     frames = error.__traceback__
-    if frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+    while frames is not None and frames.tb_frame.f_code.co_filename in (__file__, load_rows.__code__.co_filename):
         frames = frames.tb_next
     return "".join(traceback.format_exception(type(error), error, frames))
 

@@ -8,9 +8,11 @@ what a failure means is the engine's business.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy.typing as npt
 
 from hydrax_gpu._spec import Layout
 
@@ -21,6 +23,7 @@ __all__ = [
     "Inbox",
     "LoaderFunc",
     "Result",
+    "RowsLoader",
     "StartupFunc",
     "Task",
     "Unreadable",
@@ -37,12 +40,50 @@ LoaderFunc: TypeAlias = Callable[[Any, Any, "int | None"], "dict[str, Any] | Non
 StartupFunc: TypeAlias = Callable[[], object]
 
 
+class RowsLoader(Protocol):
+    """A loader that loads many items in one call, such as a library that decodes whole batches.
+
+    An object with this method can be given to a `Dataloader` in place of a loader function; it need not be callable.
+    Then each worker gets whole batches (or, when there are more workers than `depth - 1`, equal parts of batches large
+    enough to keep all of them busy; and the first batches are cut among all workers). Everything else is as for a
+    loader function: order, seeds, additional data, error policy, retries (with the failed rows only), reports.
+
+    When a worker process dies in such a call, nobody can tell over which item. So its items are loaded again, each in a
+    call of its own, and only one that kills its worker then, three times, is held to be bad.
+    """
+
+    def load_rows(
+        self,
+        items: Sequence[Any],
+        arrays: Sequence[Mapping[str, npt.NDArray[Any]]],
+        seeds: Sequence[int | None],
+        /,
+    ) -> Sequence[dict[str, Any] | BaseException | None] | None:
+        """Loads `n` items, `n >= 1`, of one group, into rows of one batch.
+
+        Args:
+            items: `n` descriptors.
+            arrays: for each item a mapping of writable NumPy views by name, as a loader function gets it, to be filled
+                completely. It must not keep references to them.
+            seeds: for each item its seed, or None for validation.
+
+        Returns:
+            None when all is well and there is nothing to tell; otherwise for each item a dict of additional data, None,
+            or the exception that says why it could not be loaded: the others of the call stay good.
+
+        Raises:
+            Exception: something is wrong, and it is not known with which item. The items are loaded again, each in a
+                call of its own, to find that out.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class WorkSpec:
     """What every worker needs to know once.
 
     Attributes:
-        loader: the user's function.
+        loader: the user's function, or what has `load_rows`.
         startup: called once in each worker before its first item.
         layouts: layout of each group's slots; a task names one by its index.
         nice: increment of the workers' niceness.
@@ -53,7 +94,7 @@ class WorkSpec:
             batches: only for a run that ends with it.
     """
 
-    loader: LoaderFunc
+    loader: LoaderFunc | RowsLoader
     startup: StartupFunc | None
     layouts: Sequence[Layout]
     nice: int = 0

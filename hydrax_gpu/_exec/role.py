@@ -1,10 +1,20 @@
-"""Whether this process is a loader's worker."""
+"""Whether this process is a loader's worker, and which part of the machine a worker may take for itself."""
 
 from __future__ import annotations
 
-__all__ = ["become_worker", "is_worker"]
+import os
+import threading
+
+__all__ = ["become_worker", "is_worker", "share_processors", "threads_per_worker"]
 
 _worker = False
+
+
+class _Share(threading.local):
+    workers = 1
+
+
+_share = _Share()
 
 
 def is_worker() -> bool:
@@ -20,3 +30,17 @@ def become_worker() -> None:
     """Called once, first thing, by a worker process."""
     global _worker
     _worker = True
+
+
+def share_processors(workers: int) -> None:
+    """Tells the loader on this thread that so many workers have the processors among them."""
+    _share.workers = workers
+
+
+def threads_per_worker() -> int:
+    """How many threads a loader function may keep busy: the processors of this process, shared among all workers.
+
+    To be asked on the thread that the loader function runs on. At least 1. The processors are those that the process
+    may run on (`os.sched_getaffinity`); a CPU quota of a container is not looked at.
+    """
+    return max(1, len(os.sched_getaffinity(0)) // _share.workers)

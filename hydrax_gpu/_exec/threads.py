@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 
+from hydrax_gpu._exec import role
 from hydrax_gpu._exec.chunk import ChunkRunner, describe, format_traceback
 from hydrax_gpu._exec.protocol import Inbox, Result, Task, WorkerLost, WorkerReady, WorkerView, WorkSpec
 from hydrax_gpu._mem.arena import Arena
@@ -92,6 +93,7 @@ class ThreadExecutor:
     def _run(self, worker: int) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         begin = time.perf_counter_ns()
+        role.share_processors(self.count)
         spec = self._spec
         try:
             if spec.startup is not None:

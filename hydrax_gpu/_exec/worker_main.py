@@ -51,6 +51,7 @@ def main(fd: int, memory: int, stack: int) -> NoReturn:
         sys.argv = argv
         sys.modules["__main__"] = _LazyMain(main_module)
         arena = Arena.attach(ArenaShape(*shape), memory)
+        role.share_processors(arena.shape.workers)
         loader, startup, layouts, nice, retries, backoff, keep = link.receive()
         if nice:
             os.nice(nice)

@@ -39,6 +39,7 @@ class Purpose(IntEnum):
     ITEM_ORDER = 3
     BATCH_ORDER = 4
     SUBSTITUTE = 5
+    DRAW = 6
 
 
 def philox4x32(counter: tuple[U64 | int, U64 | int, U64 | int, U64 | int], key: int) -> U64:

@@ -57,7 +57,8 @@ class World(RuleBasedStateMachine):
     """Messages come in any order that the real world can produce.
 
     Some items are bad, always and for everybody: the loader function raises for some, and others kill their worker. Now
-    and then a worker is killed that has nothing to do with it, but too seldom for an item to be blamed.
+    and then a worker is killed that has nothing to do with it, but too seldom for an item to be blamed. With `together`
+    a worker begins all items of a task at once, and when it dies, which of them it was is not known.
     """
 
     @initialize(
@@ -71,6 +72,7 @@ class World(RuleBasedStateMachine):
         bad=st.sets(st.integers(0, 22), max_size=4),
         lethal=st.sets(st.integers(0, 22), max_size=2),
         known=st.sets(st.integers(0, 22), max_size=2),
+        together=st.booleans(),
     )
     def begin(
         self,
@@ -84,11 +86,12 @@ class World(RuleBasedStateMachine):
         bad: set[int],
         lethal: set[int],
         known: set[int],
+        together: bool,
     ) -> None:
         plan = self.plan = make_plan(end)
         assert plan.end_position is not None
         self.depth, self.ordered, self.mode = depth, ordered, mode
-        self.bad, self.lethal, self.known = bad, lethal, known
+        self.bad, self.lethal, self.known, self.together = bad, lethal, known, together
         self.skip = frozenset(begin + offset for offset in skip)
         groups = [(validation, group) for validation in (False, True) for group in (0, 1)]
         self.core = Core(
@@ -100,6 +103,7 @@ class World(RuleBasedStateMachine):
                 depth=depth,
                 workers=workers,
                 ordered=ordered,
+                together=together,
                 faults=FaultRules(
                     mode=mode,
                     restarts=2,  # for those killed by accident; deaths by lethal items do not count
@@ -176,8 +180,9 @@ class World(RuleBasedStateMachine):
                     assert self.mode == "drop" and self.outcome(load.plan.position) is None
                     self.left.append(load.plan.position)
                     self.dropped.append(load.plan.position)
-                case Respawn(lost, items, _):
+                case Respawn(lost, items, suspects):
                     assert items == self.held_by_the_lost
+                    assert set(suspects) <= set(items) and (self.together or len(suspects) <= 1)
                     self.queues[lost.worker].clear()
                     self.rows_done_by[lost.worker] = 0
                     self.unready.add(lost.worker)
@@ -190,7 +195,7 @@ class World(RuleBasedStateMachine):
         items = task.load.plan.indices[task.begin : task.end]
         for offset, item in enumerate(items):
             if item in self.lethal:
-                self.die(worker, offset + 1)
+                self.die(worker, len(items) if self.together else offset + 1)
                 return
         self.queues[worker].popleft()
         self.rows_done_by[worker] += len(items)
@@ -230,7 +235,11 @@ class World(RuleBasedStateMachine):
         rows = sum(task.end - task.begin for task in self.queues[worker])
         self.kills += 1
         # It may have done some of its tasks, and died before it could say so.
-        self.die(worker, data.draw(st.integers(0, rows)))
+        begun = st.integers(0, rows)
+        if self.together:
+            lengths = [task.end - task.begin for task in self.queues[worker]]
+            begun = st.sampled_from([sum(lengths[:count]) for count in range(len(lengths) + 1)])
+        self.die(worker, data.draw(begun))
 
     @precondition(lambda self: not self.ended and any(self.queues.values()))
     @rule(data=st.data())
@@ -505,6 +514,93 @@ def test_slow_items_are_sent_in_small_chunks_and_fast_ones_in_one() -> None:
     assert chunks_of_a_later_batch(500) == 1
     assert chunks_of_a_later_batch(1_000_000) == 16
     assert chunks_of_a_later_batch(10**9) == 64
+
+
+@pytest.mark.parametrize(("workers", "depth", "chunks"), [(1, 3, 1), (2, 3, 1), (2, 2, 2), (5, 3, 3), (9, 2, 5)])
+def test_rows_that_are_loaded_together_come_in_chunks_as_large_as_can_be(workers: int, depth: int, chunks: int) -> None:
+    plan = make_plan(40)
+    core = Core(CoreConfig(plan=plan.at, begin=0, end=None, skip=(), depth=depth, workers=workers, together=True))
+    effects: deque[Effect] = deque()
+    for worker in range(workers):
+        effects.extend(core.step(WorkerReady(worker, worker, 1, False)))
+    effects.extend(core.step(Start()))
+    sizes: dict[int, list[int]] = {}
+    while len(sizes) < 20:
+        effect = effects.popleft()
+        if isinstance(effect, Dispatch):
+            sizes.setdefault(effect.load.plan.position, []).append(effect.end - effect.begin)
+            slow = 10**9 * (effect.end - effect.begin)  # however slow: it is the loader's business to be parallel
+            effects.extend(core.step(Result(effect.worker, effect.chunk, slow, None, ())))
+        elif isinstance(effect, Place):
+            effects.extend(core.step(Placed(effect.load.slot, effect.load.generation, False)))
+            effects.extend(core.step(Taken(1)))
+    for position in range(10, 18):
+        rows = plan.at(position).valid
+        assert len(sizes[position]) == min(rows, chunks) and sum(sizes[position]) == rows
+
+
+def lost(worker: int, begun: int) -> WorkerLost:
+    return WorkerLost(worker, 100 + worker, -9, None, "", None, begun)
+
+
+def drive_together(lethal: set[int], *, kills: int = 0, restarts: int = 2) -> tuple[list[Effect], list[int]]:
+    """One worker that loads batches of five together, until the end; returns all effects and who was placed."""
+    training = GroupPlan(length=25, batch_size=5, seed=1, shuffle_first=False, shuffle_later="repeat", remainder="drop")
+    plan = Plan([training], end=("epoch", 1))
+    rules = FaultRules(mode="drop", restarts=restarts, epoch_batches=10**6)
+    core = Core(CoreConfig(plan=plan.at, begin=0, end=5, skip=(), depth=2, workers=1, together=True, faults=rules))
+    seen: list[Effect] = []
+    placed: list[int] = []
+    effects = deque([*core.step(WorkerReady(0, 1, 1, False)), *core.step(Start())])
+    tasks: deque[Dispatch] = deque()
+    done = 0
+    while effects or tasks:
+        if not effects:
+            task = tasks.popleft()
+            items = task.load.plan.indices[task.begin : task.end]
+            if lethal.intersection(items) or (kills and len(items) > 1):
+                kills -= kills and not lethal.intersection(items)
+                tasks.clear()
+                effects.extend(core.step(lost(0, done + len(items))))
+                done = 0
+            else:
+                done += len(items)
+                effects.extend(core.step(Result(0, task.chunk, 1000, None, ())))
+            continue
+        effect = effects.popleft()
+        seen.append(effect)
+        if isinstance(effect, Dispatch):
+            tasks.append(effect)
+        elif isinstance(effect, Respawn):
+            effects.extend(core.step(WorkerReady(0, 1, 1, False)))
+        elif isinstance(effect, Place):
+            placed += effect.load.plan.indices
+            effects.extend(core.step(Placed(effect.load.slot, effect.load.generation, False)))
+            effects.extend(core.step(Taken(1)))
+    return seen, placed
+
+
+def test_of_items_that_are_loaded_together_only_those_that_kill_alone_are_bad() -> None:
+    """Three of them, in three batches, cost twelve deaths, and none counts for the two that are allowed."""
+    seen, placed = drive_together({3, 11, 24})
+    assert [type(effect) for effect in seen if isinstance(effect, Fail | Finish)] == [Finish]
+    assert placed == [*range(5, 10), *range(15, 20)]
+    bad = [(bad.item, bad.lethal) for effect in seen if isinstance(effect, Drop) for bad in effect.load.bad_items()]
+    assert bad == [(3, True), (11, True), (24, True)]
+    suspects = [effect.suspects for effect in seen if isinstance(effect, Respawn)]
+    assert suspects[:4] == [[0, 1, 2, 3, 4], [3], [3], [3]] and len(suspects) == 12
+
+
+@pytest.mark.parametrize(("kills", "end"), [(2, Finish), (4, Fail)])
+def test_a_death_over_items_that_are_all_innocent_counts_once(kills: int, end: type) -> None:
+    seen, placed = drive_together(set(), kills=kills)
+    assert [type(effect) for effect in seen if isinstance(effect, Fail | Finish)] == [end]
+    assert not any(isinstance(effect, Drop) for effect in seen)
+    if end is Finish:
+        assert placed == list(range(25))
+    else:
+        error = next(effect.error for effect in seen if isinstance(effect, Fail))
+        assert isinstance(error, WorkerDied) and "3 deaths are more than" in str(error)
 
 
 def test_plans_given_to_the_core_are_the_plans_placed() -> None:

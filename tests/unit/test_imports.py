@@ -36,6 +36,7 @@ def modules_after(statement: str) -> set[str]:
         "import hydrax_gpu",
         f"from hydrax_gpu import {', '.join(sorted(PUBLIC))}",
         "import hydrax_gpu._exec.worker_main",
+        "from hydrax_gpu.loaders import DaliLoader, Random, RowsLoader, Sample, threads_per_worker",
     ],
 )
 def test_importing_loads_neither_jax_nor_any_library_for_gpus(statement: str) -> None:
