@@ -42,6 +42,7 @@ from hydrax_gpu._engine.messages import (
     Unsent,
 )
 from hydrax_gpu._exec.protocol import Failure, Result, Unreadable, WorkerLost, WorkerReady
+from hydrax_gpu._exec.rows import runs
 from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
 
@@ -291,7 +292,7 @@ class Core:
         load.pending -= 1
         bad = {failure.offset: failure for failure in unsent.failures}
         rows = [row for row in range(chunk.begin, chunk.end) if row - chunk.begin not in bad]
-        self._requeue(load, list(_runs(rows)))
+        self._requeue(load, list(runs(rows)))
         for offset, failure in bad.items():
             self._row_failed(load, chunk.begin + offset, failure)
         if load.pending == 0:
@@ -453,12 +454,3 @@ def _split(rows: int, parts: int) -> list[tuple[int, int]]:
     """`rows` in `parts` pieces as equal as can be."""
     edges = [rows * part // parts for part in range(parts + 1)]
     return list(itertools.pairwise(edges))
-
-
-def _runs(rows: list[int]) -> Iterator[tuple[int, int]]:
-    """Ascending numbers as `(begin, end)` of their runs."""
-    begin = 0
-    for i in range(1, len(rows) + 1):
-        if i == len(rows) or rows[i] != rows[i - 1] + 1:
-            yield rows[begin], rows[i - 1] + 1
-            begin = i

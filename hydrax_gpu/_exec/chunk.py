@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy.typing as npt
 
 from hydrax_gpu._exec.protocol import Failure, LoaderFunc, RowsLoader, Task
-from hydrax_gpu._exec.rows import LoadRows, Outcome, load_rows
+from hydrax_gpu._exec.rows import LoadRows, Outcome, load_rows, runs
 from hydrax_gpu._mem.arena import WORDS, Arena
 from hydrax_gpu._spec import Layout
 
-__all__ = ["ChunkRunner", "describe", "format_traceback"]
+if TYPE_CHECKING:
+    from hydrax_gpu._exec.decoding import RowDecoder
+
+__all__ = ["ChunkRunner", "Done", "describe", "format_traceback"]
 
 _PATIENCE = 0.05
 """Seconds between two looks at whether the loader closes, while a worker waits to try an item again."""
 
 _ItemArrays: TypeAlias = MappingProxyType[str, npt.NDArray[Any]]
-_Loaded: TypeAlias = "tuple[list[dict[str, Any] | None] | None, list[Failure]]"
+_Additional: TypeAlias = "list[dict[str, Any] | None] | None"
+
+
+class Done(NamedTuple):
+    """What became of a task; the fields are those of `Result`."""
+
+    busy_ns: int
+    additional: _Additional
+    failures: tuple[Failure, ...]
+    counts: dict[str, int] | None
+
+    @property
+    def loud(self) -> bool:
+        """Whether there is anything to tell."""
+        return self.additional is not None or bool(self.failures or self.counts)
 
 
 class ChunkRunner:
@@ -28,6 +45,9 @@ class ChunkRunner:
 
     The argument views of a slot's rows are made when the slot is first used and kept: making them costs more than
     many a loader function.
+
+    A loader may have a method `take_counts()`, which returns a dict of lines of text and how often something happened
+    since it was last called, or None: it is called after each task, for the report.
 
     Args:
         loader: the user's function, or an object with `load_rows`, see `protocol.RowsLoader`.
@@ -38,6 +58,7 @@ class ChunkRunner:
         backoff: seconds before the first retry; each further one waits twice as long.
         keep: whether failures keep the exception.
         catch: what the loader function may raise without more harm than a bad item.
+        kernels: the file of the kernels' host library, or None for NumPy to do their work.
     """
 
     def __init__(
@@ -51,9 +72,11 @@ class ChunkRunner:
         backoff: float = 0.0,
         keep: bool = True,
         catch: tuple[type[BaseException], ...] = (Exception, SystemExit),
+        kernels: str | None = None,
     ) -> None:
         self._loader = cast("LoaderFunc", loader)  # which is not called when there is `load_rows`
         self._load_rows: LoadRows | None = getattr(loader, "load_rows", None)
+        self._take_counts: Callable[[], dict[str, int] | None] | None = getattr(loader, "take_counts", None)
         self._layouts = layouts
         self._arena = arena
         self._status = arena.status
@@ -67,26 +90,36 @@ class ChunkRunner:
         self._tasks = 0
         self._loud = 0  # the last of them with something to tell
         self._views: dict[tuple[int, int], Sequence[_ItemArrays]] = {}
+        self._decoders: dict[int, RowDecoder] = {}
+        for index, layout in enumerate(layouts):
+            if layout.decodes:
+                from hydrax_gpu._exec.decoding import RowDecoder  # most workers need none of it
 
-    def run(self, task: Task) -> tuple[int, list[dict[str, Any] | None] | None, tuple[Failure, ...]]:
-        """Returns `(busy_ns, additional, failures)` as `Result` has them."""
-        items = task.items
-        seeds: Sequence[int | None] = task.seeds if task.seeds is not None else (None,) * len(items)
-        views = self._item_views(task.slot, task.layout)[task.row : task.row + len(items)]
+                self._decoders[index] = RowDecoder(layout, arena, kernels)
+
+    def run(self, task: Task) -> Done:
+        """Loads the rows of a task, and decodes them."""
+        views = self._item_views(task.slot, task.layout)[task.row : task.row + len(task.items)]
         self._status[self._word + 1] = start = time.perf_counter_ns()
         if self._load_rows is None:
-            additional, failures = self._one_by_one(items, views, seeds)
+            additional, failures = self._one_by_one(task, views)
         else:
-            additional, failures = self._together(self._load_rows, items, views, seeds)
+            additional, failures = self._together(self._load_rows, task, views)
         busy = time.perf_counter_ns() - start
+        counts = self._take_counts() if self._take_counts is not None else None
+        done = Done(busy, additional, tuple(failures), counts)
         self._tasks += 1
-        if failures or additional is not None:
+        if done.loud:
             self._loud = self._tasks
         self._arena.tell_done(self._worker, self._tasks, self._loud)
-        return busy, additional, tuple(failures)
+        return done
 
-    def _one_by_one(self, items: list[Any], views: Sequence[_ItemArrays], seeds: Sequence[int | None]) -> _Loaded:
-        additional: list[dict[str, Any] | None] | None = None
+    # A call for each item.
+
+    def _one_by_one(self, task: Task, views: Sequence[_ItemArrays]) -> tuple[_Additional, list[Failure]]:
+        items = task.items
+        seeds: Sequence[int | None] = task.seeds if task.seeds is not None else (None,) * len(items)
+        additional: _Additional = None
         failures: list[Failure] = []
         loader, status, word, catch = self._loader, self._status, self._word, self._catch
         first = begun = self._begun
@@ -100,7 +133,7 @@ class ChunkRunner:
                 if result and not isinstance(result, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
                     raise _not_a_dict(result)
             except catch as error:
-                failure, result = self._retry(begun - first - 1, item, arrays, seed, error)
+                failure, result = self._retry(task, begun - first - 1, arrays, error)
                 if failure is not None:
                     failures.append(failure)
                     continue
@@ -109,34 +142,24 @@ class ChunkRunner:
                     additional = _nothing(len(items))
                 additional[begun - first - 1] = result
         self._begun = begun
+        if task.layout in self._decoders and not status[0]:
+            failed = {failure.offset for failure in failures}
+            loaded = [offset for offset in range(len(items)) if offset not in failed]
+            for offset, error in self._decode(task, loaded).items():
+                failure, result = self._retry(task, offset, views[offset], error)
+                if failure is not None:
+                    failures.append(failure)
+                if additional is None and result:
+                    additional = _nothing(len(items))
+                if additional is not None:
+                    additional[offset] = result or None
         return additional, failures
 
-    def _together(
-        self, load: LoadRows, items: list[Any], views: Sequence[_ItemArrays], seeds: Sequence[int | None]
-    ) -> _Loaded:
-        if self._status[0]:
-            return None, []
-        # All of them are begun at once: which one it is that hangs, or kills the process, nobody can tell.
-        self._begun += len(items)
-        self._status[self._word] = self._begun
-        outcomes = load_rows(load, items, views, seeds, self._catch)
-        failed = _failed(outcomes)
-        for attempt in range(self._retries):
-            if not failed or not self._wait(self._backoff * 2**attempt):
-                break
-            again = load_rows(
-                load, [items[i] for i in failed], [views[i] for i in failed], [seeds[i] for i in failed], self._catch
-            )
-            for i, outcome in zip(failed, again, strict=True):
-                outcomes[i] = outcome
-            failed = _failed(outcomes)
-        additional = [outcome if isinstance(outcome, dict) else None for outcome in outcomes]
-        failures = [self._failure(i, error) for i in failed if isinstance(error := outcomes[i], BaseException)]
-        return additional if any(additional) else None, failures
-
     def _retry(
-        self, offset: int, item: Any, arrays: _ItemArrays, seed: int | None, error: BaseException
+        self, task: Task, offset: int, arrays: _ItemArrays, error: BaseException
     ) -> tuple[Failure | None, dict[str, Any] | None]:
+        """Tries an item that could not be loaded or decoded again, from its loading on."""
+        item, seed = task.items[offset], task.seeds[offset] if task.seeds is not None else None
         for attempt in range(self._retries):
             if not self._wait(self._backoff * 2**attempt):
                 break
@@ -144,12 +167,64 @@ class ChunkRunner:
                 result = self._loader(item, arrays, seed)
                 if result and not isinstance(result, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
                     raise _not_a_dict(result)
+                # Here already, so that what cannot be decoded is not tried more often than what cannot be loaded.
+                if wrong := self._decode(task, [offset]):
+                    raise wrong[offset]
                 return None, result
             except self._catch as again:
                 error = again
         failure = self._failure(offset, error)
         del error  # which refers to this frame
         return failure, None
+
+    # One call for all of them.
+
+    def _together(
+        self, load: LoadRows, task: Task, views: Sequence[_ItemArrays]
+    ) -> tuple[_Additional, list[Failure]]:
+        if self._status[0]:
+            return None, []
+        # All of them are begun at once: which one it is that hangs, or kills the process, nobody can tell.
+        self._begun += len(task.items)
+        self._status[self._word] = self._begun
+        outcomes = self._load_and_decode(load, task, views, range(len(task.items)))
+        failed = _failed(outcomes)
+        for attempt in range(self._retries):
+            if not failed or not self._wait(self._backoff * 2**attempt):
+                break
+            for offset, outcome in zip(failed, self._load_and_decode(load, task, views, failed), strict=True):
+                outcomes[offset] = outcome
+            failed = _failed(outcomes)
+        additional = [outcome if isinstance(outcome, dict) else None for outcome in outcomes]
+        failures = [self._failure(i, error) for i in failed if isinstance(error := outcomes[i], BaseException)]
+        return additional if any(additional) else None, failures
+
+    def _load_and_decode(
+        self, load: LoadRows, task: Task, views: Sequence[_ItemArrays], offsets: Sequence[int]
+    ) -> list[Outcome]:
+        items, seeds = [task.items[i] for i in offsets], task.seeds
+        outcomes = load_rows(
+            load,
+            items,
+            [views[i] for i in offsets],
+            [None if seeds is None else seeds[i] for i in offsets],
+            self._catch,
+        )
+        loaded = [i for i, outcome in zip(offsets, outcomes, strict=True) if not isinstance(outcome, BaseException)]
+        wrong = self._decode(task, loaded)
+        return [wrong.get(i, outcome) for i, outcome in zip(offsets, outcomes, strict=True)]
+
+    # Both.
+
+    def _decode(self, task: Task, offsets: Sequence[int]) -> dict[int, BaseException]:
+        """Decodes rows that were loaded, if their layout has anything to decode; what is wrong with which."""
+        decoder = self._decoders.get(task.layout)
+        wrong: dict[int, BaseException] = {}
+        if decoder is not None:
+            for begin, end in runs(offsets):
+                for row, error in decoder(task.slot, task.row + begin, task.row + end).items():
+                    wrong[row - task.row] = error
+        return wrong
 
     def _failure(self, offset: int, error: BaseException) -> Failure:
         tries = f" (tried {self._retries + 1} times)" if self._retries else ""

@@ -92,6 +92,7 @@ class WorkSpec:
         keep_exceptions: whether failures have the exception itself, and not only its text and traceback. In this
             process, it holds on to all frames that it went through, and through them to their callers', and so to
             batches: only for a run that ends with it.
+        kernels: the host library's file, or None for NumPy to do the kernels' work.
     """
 
     loader: LoaderFunc | RowsLoader
@@ -101,6 +102,7 @@ class WorkSpec:
     retries: int = 0
     backoff: float = 0.0
     keep_exceptions: bool = True
+    kernels: str | None = None
 
 
 class Task(NamedTuple):
@@ -129,6 +131,8 @@ class Result(NamedTuple):
     Attributes:
         busy_ns: time from the first item's beginning to the last one's end, in nanoseconds; -1 when it is not known.
         additional: for each item what the loader returned, or None when no item returned anything.
+        counts: what `take_counts` of the loader function returned, if it has such a method: how often something did not
+            go as it should, by lines of text for the report.
     """
 
     worker: int
@@ -136,6 +140,7 @@ class Result(NamedTuple):
     busy_ns: int
     additional: list[dict[str, Any] | None] | None
     failures: tuple[Failure, ...]
+    counts: dict[str, int] | None = None
 
 
 class Unreadable(NamedTuple):

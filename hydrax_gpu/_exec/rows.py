@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
-__all__ = ["LoadRows", "Outcome", "load_rows"]
+__all__ = ["LoadRows", "Outcome", "load_rows", "runs"]
 
 LoadRows: TypeAlias = Callable[[Sequence[Any], Sequence[Any], Sequence["int | None"]], Any]
 Outcome: TypeAlias = "dict[str, Any] | BaseException | None"
@@ -65,3 +65,12 @@ def _unfit(got: str) -> TypeError:
         f"load_rows returned {got}, wanted None, or a list with one outcome a row: a dict of additional data, None, or "
         "the exception that says what is wrong with that row (arrays are filled in place, not returned)"
     )
+
+
+def runs(rows: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as `(begin, end)` of their runs."""
+    begin = 0
+    for i in range(1, len(rows) + 1):
+        if i == len(rows) or rows[i] != rows[i - 1] + 1:
+            yield rows[begin], rows[i - 1] + 1
+            begin = i

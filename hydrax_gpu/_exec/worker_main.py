@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from hydrax_gpu._exec import role
-from hydrax_gpu._exec.chunk import ChunkRunner, describe, format_traceback
+from hydrax_gpu._exec.chunk import ChunkRunner, Done, describe, format_traceback
 from hydrax_gpu._exec.framing import FrameReader, encode
 from hydrax_gpu._exec.protocol import STACK_SIGNAL, Failure, Task
 from hydrax_gpu._mem.arena import Arena, ArenaShape
@@ -52,26 +52,24 @@ def main(fd: int, memory: int, stack: int) -> NoReturn:
         sys.modules["__main__"] = _LazyMain(main_module)
         arena = Arena.attach(ArenaShape(*shape), memory)
         role.share_processors(arena.shape.workers)
-        loader, startup, layouts, nice, retries, backoff, keep = link.receive()
+        loader, startup, layouts, nice, retries, backoff, keep, kernels = link.receive()
         if nice:
             os.nice(nice)
         if startup is not None:
             startup()
+        runner = ChunkRunner(
+            loader, layouts, arena, index,
+            retries=retries, backoff=backoff, keep=keep, catch=(BaseException,), kernels=kernels,
+        )  # fmt: skip
     except BaseException as error:
         link.send(encode(("failed", os.getpid(), describe(error), format_traceback(error), _pickled(error))))
         sys.exit(1)
-    runner = ChunkRunner(
-        loader, layouts, arena, index, retries=retries, backoff=backoff, keep=keep, catch=(BaseException,)
-    )
     link.send(encode(("ready", os.getpid(), "jax" in sys.modules)))
     gc.freeze()  # what was imported stays; keep it out of every later collection
     while True:
         task = Task(*link.receive())
-        busy, additional, failures = runner.run(task)
-        if additional is None and not failures:
-            link.answer(encode(("done", task.chunk, busy, None, ())), busy)
-        else:
-            link.answer(_encode_result(task, busy, additional, failures), busy)
+        done = runner.run(task)
+        link.answer(_encode_result(task, done), done.busy_ns)
 
 
 class _Link:
@@ -165,9 +163,8 @@ class _LazyMain(ModuleType):
         return getattr(real, name)
 
 
-def _encode_result(
-    task: Task, busy: int, additional: list[dict[str, Any] | None] | None, failures: tuple[Failure, ...]
-) -> bytes:
+def _encode_result(task: Task, done: Done) -> bytes:
+    busy, additional, failures, counts = done
     # What the user's objects make of being pickled, and unpickled on the other side, must not touch the rest of the
     # message: it says which items this is about.
     data: bytes | None = None
@@ -185,7 +182,7 @@ def _encode_result(
                     failures = (*failures, Failure(offset, text, format_traceback(error), None))
             data = pickle.dumps(additional, protocol=5)
     sent = tuple((*failure[:-1], _pickled(failure.exception)) for failure in failures)
-    return encode(("done", task.chunk, busy, data, sent))
+    return encode(("done", task.chunk, busy, data, sent, counts))
 
 
 def _pickled(error: BaseException | None) -> bytes | None:
