@@ -179,9 +179,7 @@ class ChunkRunner:
 
     # One call for all of them.
 
-    def _together(
-        self, load: LoadRows, task: Task, views: Sequence[_ItemArrays]
-    ) -> tuple[_Additional, list[Failure]]:
+    def _together(self, load: LoadRows, task: Task, views: Sequence[_ItemArrays]) -> tuple[_Additional, list[Failure]]:
         if self._status[0]:
             return None, []
         # All of them are begun at once: which one it is that hangs, or kills the process, nobody can tell.
