@@ -9,12 +9,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import handover, items, large, plan, startup, table
+from . import handover, items, jpeg, large, plan, startup, table
 from .harness import Experiment, Run, prepared_file, run_rounds
+from .photos import photographs
 from .subjects import installed_peers
 from .workloads import make_large_file
 
-NAMES = ("items", "bytes", "startup", "handover", "plan")
+NAMES = ("items", "bytes", "startup", "handover", "plan", "jpeg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +54,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cpu.add_argument("--timeout", type=float, default=60.0, metavar="S", help="a hang ends then (default 60)")
     cpu.add_argument("--tries", type=int, default=3, metavar="N", help="repeat a disturbed run (default 3 in all)")
     cpu.add_argument("--quiet", type=float, default=0.0, metavar="S", help="wait this long for others to be quiet")
+    cpu.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        type=interpreter,
+        metavar="PEER=PATH",
+        help="the interpreter to measure a peer of `jpeg` with, where it cannot be installed beside the others",
+    )
+    cpu.add_argument("--cases", type=lambda text: text.split(","), metavar="NAMES", help="of `jpeg`, these cases alone")
     return parser.parse_args(argv)
+
+
+def interpreter(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if name not in jpeg.PEERS or not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"{text}: wanted one of {', '.join(jpeg.PEERS)}, =, and a Python interpreter")
+    return name, path
 
 
 def names(text: str) -> list[str]:
@@ -79,6 +96,15 @@ def chosen(options: argparse.Namespace, stack: ExitStack) -> Iterator[Experiment
         yield from handover.experiments(subjects, steps=200, pause_s=0.02)
     if "plan" in options.only:
         yield from plan.experiments()
+    if "jpeg" in options.only:
+        yield from jpeg.experiments(
+            photographs()[0].parent,
+            options.module,
+            list(jpeg.PEERS) if options.peers else [],
+            dict(options.python),
+            options.cases,
+            **times,
+        )
 
 
 def progress(run: Run) -> None:
