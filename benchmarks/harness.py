@@ -65,6 +65,8 @@ class Case:
     judged: bool = False
     """Whether the goals are meant for it."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    timed: bool = True
+    """Whether it matters how much of the machine others take meanwhile."""
     python: str = sys.executable
     """The interpreter, for what cannot be installed beside the others."""
     memory: bool = False
@@ -122,13 +124,14 @@ def target_case(
     *,
     judged: bool = False,
     env: Mapping[str, str] | None = None,
+    timed: bool = True,
     python: str = sys.executable,
     memory: bool = False,
     **settings: Any,
 ) -> Case:
     """A case that calls `module:function(**settings)` of this package in a new process."""
     arguments = (target, json.dumps(settings))
-    return Case(name, "benchmarks._run", arguments, settings, judged, env or {}, python, memory)
+    return Case(name, "benchmarks._run", arguments, settings, judged, env or {}, timed, python, memory)
 
 
 def run_case(case: Case, round_: int, timeout_s: float) -> Run:
@@ -163,7 +166,9 @@ def run_case(case: Case, round_: int, timeout_s: float) -> Run:
     # CLOCK_MONOTONIC is the same in all processes
     if "done_at" in result:
         result["from_start_s"] = result["done_at"] - start
-    result |= {"left_behind": left, "others_cores": others}
+    result["left_behind"] = left
+    if case.timed:
+        result["others_cores"] = others
     if case.memory:
         result["peak_pss_mb"] = peak
     return Run(case.name, round_, result, stderr=stderr)

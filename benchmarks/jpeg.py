@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -50,13 +50,15 @@ PACKAGES = (
 def experiments(
     photographs: Path,
     module: str | None,
-    peers: Sequence[str],
+    peers: Iterable[str],
     pythons: Mapping[str, str],
     only: Sequence[str] | None,
     warm_s: float,
     window_s: float,
 ) -> list[Experiment]:
     """One experiment: the limits, hydrax_gpu with `ImageLoader` and with Pillow, the peers that are installed."""
+    if unknown := pythons.keys() - PEERS.keys():
+        raise SystemExit(f"--python: no peer {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
     env = {PHOTOS: str(photographs)}
     times: dict[str, Any] = {"warm_s": warm_s, "window_s": window_s}
     cases: list[Case] = []
@@ -113,7 +115,7 @@ def loader(subject: str, module: str | None, warm_s: float, window_s: float) -> 
         while len(first) * task.batch < CHECKED:
             batch = next(batches)
             # a copy: what a loader lends may be used again
-            first.append({name: np.array(array) for name, array in made.arrays(batch).items()})
+            first.append({name: np.array(array) for name, array in made.judged(batch).items()})
             made.after(batch)
             del batch
         result = judge(task.paths, first, task.batch)

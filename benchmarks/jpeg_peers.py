@@ -37,6 +37,10 @@ class PhotoSubject(Protocol):
         """Arrays `image`, `index`, and if the loader can say it, `box`."""
         ...
 
+    def judged(self, batch: Any) -> Arrays:
+        """The same for a batch that is compared with the reference, where `box` takes more to be found out."""
+        ...
+
     def after(self, batch: Any) -> None:
         """What a consumer must do with each batch beside reading its arrays, if anything."""
         ...
@@ -50,6 +54,9 @@ class Plain:
     def arrays(self, batch: Any) -> Arrays:
         return batch
 
+    def judged(self, batch: Any) -> Arrays:
+        return self.arrays(batch)
+
     def after(self, batch: Any) -> None:
         """Nothing."""
 
@@ -58,6 +65,9 @@ class HydraxGpuFunction(HydraxGpu):
     """hydrax_gpu's `Dataloader` with the peers' function: what the loader itself adds, or saves."""
 
     load = staticmethod(load_fast)
+
+    def judged(self, batch: Any) -> Arrays:
+        return self.arrays(batch)
 
     @contextmanager
     def open(self, task: Any) -> Generator[Iterator[Any]]:
@@ -79,12 +89,33 @@ class ImageLoaderSubject(HydraxGpu):
 
     module = "hydrax_gpu.loaders"
 
+    def __init__(self, module: str | None = None) -> None:
+        super().__init__(module)
+        self._load: Any = None
+
     @contextmanager
     def open(self, task: Any) -> Generator[Iterator[Any]]:
         import hydrax_gpu
 
-        raise NotImplementedError("ImageLoader is not there yet")
-        yield hydrax_gpu
+        self._load = import_module(self.module).ImageLoader(SIZE, labels={"index": ((), np.int32, np.int32)})
+        items = [(path, number_of(path)) for path in task.paths]
+        group = hydrax_gpu.DataGroup(task.batch, items, loader_arrays=self._load.arrays())
+        with hydrax_gpu.Dataloader(self._load, group, loader_count=task.workers, depth=task.depth) as loader:
+            yield iter(loader)
+
+    def judged(self, batch: Any) -> Arrays:
+        """The parts that were drawn follow from the items' seeds."""
+        from PIL import Image
+
+        from hydrax_gpu.loaders.images import draw as drawn
+
+        boxes = np.empty((len(batch.seeds), 5), np.int32)
+        for (path, _), seed, box in zip(batch.data, batch.seeds, boxes, strict=True):
+            with Image.open(path) as image:
+                part, flip = drawn(self._load.declaration, int(seed), *image.size)
+            # they are given in eighths of a pixel, and random ones are whole pixels
+            box[...] = (*(value // 8 for value in part), flip)
+        return {**self.arrays(batch), "box": boxes}
 
 
 class HydraxFunction(HydraxGpuFunction, Hydrax):
@@ -373,17 +404,17 @@ class Ffcv(Plain):
 
 
 OURS: dict[str, Any] = {
-    "hydrax_gpu, peers' function": HydraxGpuFunction,
-    "hydrax_gpu, Pillow": HydraxGpuPillow,
+    "hydrax_gpu + peers' decoder": HydraxGpuFunction,
+    "hydrax_gpu + Pillow": HydraxGpuPillow,
 }
 """Beside `ImageLoader` itself."""
 PEERS: dict[str, Any] = {
     "hydrax": HydraxFunction,
     "DALI": Dali,
-    "DALI, antialias": DaliAntialias,
+    "DALI antialias": DaliAntialias,
     "SPDL": Spdl,
     "Grain": Grain,
-    "Grain, threads": GrainThreads,
+    "Grain threads": GrainThreads,
     "torch": Torch,
     "FFCV": Ffcv,
     "tf.data": TensorFlow,
