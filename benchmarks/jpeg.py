@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +26,8 @@ LIMIT = "limit: part + resize"
 LIMITS = {"limit: Huffman alone": "huffman", LIMIT: "region", "limit: whole + resize": "full"}
 """Two threads, no loader, and of libjpeg-turbo: entropy decoding; the part's rows, then OpenCV's linear resize;
 everything, then the same resize."""
+KERNELS = "HYDRAX_GPU_KERNELS"
+"""Environment variable that says what does the work of hydrax_gpu's kernels."""
 PACKAGES = (
     "hydrax-gpu",
     "numpy",
@@ -80,9 +83,19 @@ def experiments(
             left_out[name] = f"{library} is not installed"
             continue
         judged = name == "hydrax_gpu"
+        # a row without the compiled kernels would be one of something else: it fails, and says how to build them
+        kernels = {KERNELS: os.environ.get(KERNELS) or "host"} if judged else {}
         settings = {"subject": name, "module": module if judged else None, **times}
         cases.append(
-            target_case(name, "benchmarks.jpeg:loader", judged=judged, env=env, python=python, memory=True, **settings)
+            target_case(
+                name,
+                "benchmarks.jpeg:loader",
+                judged=judged,
+                env={**env, **kernels},
+                python=python,
+                memory=True,
+                **settings,
+            )
         )
     if only is not None:
         unknown = set(only) - {case.name for case in cases} - left_out.keys()
@@ -123,7 +136,8 @@ def loader(subject: str, module: str | None, warm_s: float, window_s: float) -> 
         window = Window()
         taken = take(made, batches, window_s)
         usage = window.close()
-    return usage.per_item(taken * task.batch) | result | {"versions": versions()}
+        notes = made.notes()
+    return usage.per_item(taken * task.batch) | result | notes | {"versions": versions()}
 
 
 def versions() -> dict[str, str]:

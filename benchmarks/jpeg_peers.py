@@ -41,6 +41,10 @@ class PhotoSubject(Protocol):
         """The same for a batch that is compared with the reference, where `box` takes more to be found out."""
         ...
 
+    def notes(self) -> dict[str, Any]:
+        """What else its row of the results should say, at the end."""
+        ...
+
     def after(self, batch: Any) -> None:
         """What a consumer must do with each batch beside reading its arrays, if anything."""
         ...
@@ -57,6 +61,9 @@ class Plain:
     def judged(self, batch: Any) -> Arrays:
         return self.arrays(batch)
 
+    def notes(self) -> dict[str, Any]:
+        return {}
+
     def after(self, batch: Any) -> None:
         """Nothing."""
 
@@ -68,6 +75,9 @@ class HydraxGpuFunction(HydraxGpu):
 
     def judged(self, batch: Any) -> Arrays:
         return self.arrays(batch)
+
+    def notes(self) -> dict[str, Any]:
+        return {}
 
     @contextmanager
     def open(self, task: Any) -> Generator[Iterator[Any]]:
@@ -92,6 +102,7 @@ class ImageLoaderSubject(HydraxGpu):
     def __init__(self, module: str | None = None) -> None:
         super().__init__(module)
         self._load: Any = None
+        self._loader: Any = None
 
     @contextmanager
     def open(self, task: Any) -> Generator[Iterator[Any]]:
@@ -101,7 +112,12 @@ class ImageLoaderSubject(HydraxGpu):
         items = [(path, number_of(path)) for path in task.paths]
         group = hydrax_gpu.DataGroup(task.batch, items, loader_arrays=self._load.arrays())
         with hydrax_gpu.Dataloader(self._load, group, loader_count=task.workers, depth=task.depth) as loader:
+            self._loader = loader
             yield iter(loader)
+
+    def notes(self) -> dict[str, Any]:
+        """What the loader did in another way than the fast one."""
+        return {"fallbacks": getattr(self._loader.report(), "fallbacks", None)}
 
     def judged(self, batch: Any) -> Arrays:
         """The parts that were drawn follow from the items' seeds."""
