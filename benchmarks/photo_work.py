@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from threading import local
 from typing import Any
@@ -28,6 +29,13 @@ PASSES = 16
 """How often the files are gone through before parts are used again, where they are drawn before."""
 LOWEST_MEAN, LOWEST = 30.0, 20.0
 """dB. Right pictures by the coarsest method are at 40 dB on average, wrong boxes or missing flips below 20."""
+
+PHOTOS = "HYDRAX_BENCHMARK_PHOTOS"
+"""Environment variable with the folder of the files."""
+DECODER = "HYDRAX_BENCHMARK_DECODER"
+"""Environment variable with the decoder of the peers that take a Python function, if not the fastest."""
+DECODERS = {"nvImageCodec": "nvidia.nvimgcodec", "simplejpeg": "simplejpeg"}
+"""The fastest first: it decodes a part alone. Each with its module."""
 
 Box = tuple[int, int, int, int]
 
@@ -128,14 +136,21 @@ class Fast:
 
 @cache
 def fastest_decoder() -> str:
-    """The decoder that `Fast` uses here."""
-    from importlib.util import find_spec
-
-    if find_spec("nvidia") and find_spec("nvidia.nvimgcodec"):
-        return "nvImageCodec"
-    if find_spec("simplejpeg"):
-        return "simplejpeg"
+    """The decoder that `Fast` uses here: the first of `DECODERS` that is installed, or what `DECODER` asks for."""
+    wanted = os.environ.get(DECODER)
+    for name, module in DECODERS.items():
+        if wanted in (None, "", name) and _installed(module):
+            return name
+    if wanted and wanted not in DECODERS:
+        raise ValueError(f"{DECODER}={wanted}: wanted one of {', '.join(DECODERS)}")
     raise ModuleNotFoundError("no decoder for the peers: pip install nvidia-nvimgcodec-cu12 or simplejpeg")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a parent package
+        return False
 
 
 fast = Fast()
@@ -260,7 +275,3 @@ def all_paths() -> tuple[str, ...]:
     for path in paths:
         path.read_bytes()
     return tuple(map(str, paths))
-
-
-PHOTOS = "HYDRAX_BENCHMARK_PHOTOS"
-"""Environment variable with the folder of the files."""
