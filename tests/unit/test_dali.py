@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("nvidia.dali", reason="NVIDIA DALI cannot be imported here: it has no wheel for this platform")
+pytest.importorskip(
+    "nvidia.dali", exc_type=ImportError, reason="NVIDIA DALI cannot be imported here: it has no wheel for this platform"
+)
 
 from hydrax_gpu import DataGroup, Dataloader, LoaderError
 from hydrax_gpu._plan.philox import philox4x32
 from hydrax_gpu.loaders import DaliLoader, RowsLoader
 from tests import dali_graphs as graphs
-from tests.pictures import encoded
+from tests.dali_pictures import encoded
 from tests.small import loader
 
 ARRAYS = {"image": ((24, 32, 3), np.uint8, np.uint8), "label": ((), np.int64, np.int32)}

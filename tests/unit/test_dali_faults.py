@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("nvidia.dali", reason="NVIDIA DALI cannot be imported here: it has no wheel for this platform")
+pytest.importorskip(
+    "nvidia.dali", exc_type=ImportError, reason="NVIDIA DALI cannot be imported here: it has no wheel for this platform"
+)
 
 from hydrax_gpu import DataGroup, Dataloader, ErrorPolicy, LoaderError
 from hydrax_gpu.loaders import DaliLoader
 from hydrax_gpu.loaders.dali_fields import check_image
 from tests import dali_graphs as graphs
-from tests.pictures import encoded
+from tests.dali_pictures import encoded
 from tests.small import loader
 
 ARRAYS = {"image": ((16, 16, 3), np.uint8, np.uint8)}

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("nvidia.dali", reason="NVIDIA DALI cannot be imported here: it has no wheel for this platform")
+pytest.importorskip(
+    "nvidia.dali", exc_type=ImportError, reason="NVIDIA DALI cannot be imported here: it has no wheel for this platform"
+)
 
 from hydrax_gpu import DataGroup
 from hydrax_gpu.loaders import DaliLoader

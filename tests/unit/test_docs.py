@@ -36,7 +36,11 @@ def test_each_python_block_is_part_of_the_script(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if script_of(page).strip()], ids=lambda page: page.name)
 def test_code_of_the_page_runs_as_written(page: Path, tmp_path: Path) -> None:
     if "nvidia.dali" in script_of(page):
-        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI cannot be imported here: no wheel for this platform")
+        pytest.importorskip(
+            "nvidia.dali",
+            exc_type=ImportError,
+            reason="NVIDIA DALI cannot be imported here: no wheel for this platform",
+        )
     script = tmp_path / f"{page.stem}.py"
     script.write_text(script_of(page))
     done = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True, timeout=100)
