@@ -52,8 +52,7 @@ gpu-check: $(VENV)/.stamp-$(CUDA) $(KERNELS)
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo .bench site build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
-	rm -rf $(dir $(KERNELS)) $(VENV) .demo site build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(dir $(KERNELS)) $(VENV) .demo .bench site build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hydrax_gpu.batch import ValidationBatch as ValidationBatch
     from hydrax_gpu.debug import debug_batch_references as debug_batch_references
     from hydrax_gpu.errors import BatchTimeoutError as BatchTimeoutError
+    from hydrax_gpu.errors import ImageError as ImageError
     from hydrax_gpu.errors import LoaderError as LoaderError
     from hydrax_gpu.errors import NotEnoughMemory as NotEnoughMemory
     from hydrax_gpu.errors import PlacementError as PlacementError
@@ -34,6 +35,7 @@ __all__ = [
     "DataGroup",
     "Dataloader",
     "ErrorPolicy",
+    "ImageError",
     "LoaderError",
     "NotEnoughMemory",
     "PlacementError",
@@ -63,6 +65,7 @@ _HOME = {
     "BatchTimeoutError": "errors",
     "DataGroup": "group",
     "Dataloader": "loader",
+    "ImageError": "errors",
     "LoaderError": "errors",
     "PlacementError": "errors",
     "Report": "report",

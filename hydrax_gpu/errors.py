@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchTimeoutError",
+    "ImageError",
     "LoaderError",
     "NotEnoughMemory",
     "PlacementError",
@@ -56,6 +57,20 @@ class BatchTimeoutError(_Portable, TimeoutError):
         self.items: tuple[int, ...] = tuple(items)
         self.stacks: dict[int, str] = dict(stacks or {})
         super().__init__(message)
+
+
+class ImageError(_Portable, ValueError):
+    """A picture could not be read, and its row was not written: an item error, with which the error policy deals.
+
+    Attributes:
+        source: path of the file, or what else the picture came from, such as `120 bytes in memory`.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"{source}: {reason}")
 
 
 class LoaderError(_Portable, RuntimeError):
