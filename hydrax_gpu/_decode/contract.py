@@ -27,7 +27,7 @@ class Unsupported(Exception):
 
 
 class Decoded(NamedTuple):
-    """Pixels, uint8 of shape `(rows, columns, bytes of a pixel)`: 1 byte gray, 3 RGB, 4 RGB and one without meaning.
+    """Pixels, uint8 of shape `(rows, columns, bytes of a pixel)`: 1 byte gray, 3 RGB.
 
     They lie at `(x, y)` of the picture that was decoded.
     """

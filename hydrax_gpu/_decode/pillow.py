@@ -100,14 +100,14 @@ class Pillow:
             if image.size != (opened.width, opened.height):
                 raise Damaged(f"its size is {image.size}, and its header says {(opened.width, opened.height)}")
             converted = self._converted(image, wanted, gray=gray)
-            data = converted.tobytes() if gray else converted.tobytes("raw", "RGBX")
+            data = converted.tobytes()
         except (Damaged, Unsupported, MemoryError):
             raise
         except Exception as error:
             raise Damaged(_text(error)) from error
         finally:
             image.close()
-        pixels = np.frombuffer(data, np.uint8).reshape(wanted.height, wanted.width, 1 if gray else 4)
+        pixels = np.frombuffer(data, np.uint8).reshape(wanted.height, wanted.width, 1 if gray else 3)
         return Decoded(pixels, wanted.x, wanted.y)
 
     def decode(self, data: Bytes, header: Header, wanted: Pixels, eighths: int, *, gray: bool) -> Decoded:

@@ -41,9 +41,9 @@ class Simple:
             raise Unsupported(f"{header.components} components (CMYK or YCCK)")
         if header.precision != 8:
             raise Unsupported(f"samples of {header.precision} bits")
-        pixels = self._buffer.take(header.height, header.width, 1 if gray else 4)
+        pixels = self._buffer.take(header.height, header.width, 1 if gray else 3)
         try:
-            shown = self._decode(data, "GRAY" if gray else "RGBX", buffer=pixels)
+            shown = self._decode(data, "GRAY" if gray else "RGB", buffer=pixels)
         except ValueError as error:
             text = str(error)
             raise Unsupported(text) if "nsupported" in text else Damaged(text) from error

@@ -26,7 +26,7 @@ __all__ = ["NAME", "Turbo", "Unavailable", "open_turbo"]
 
 NAME = "libjpeg-turbo"
 
-_GRAY, _RGBX = 1, 7
+_GRAY, _RGB = 1, 2
 _MCU = 32
 """Columns by which a part may grow to the left: the widest block of samples that is decoded together."""
 
@@ -168,13 +168,13 @@ class Turbo:
         columns = -(-header.width * eighths // 8)
         x = max(0, wanted.x - _LEFT)
         right = min(columns, wanted.x + wanted.width + _RIGHT)
-        pixel = 1 if gray else 4
+        pixel = 1 if gray else 3
         pixels = self._buffer.take(wanted.height, right - x + _MCU, pixel)
         box = self._box
         box[:] = (x, wanted.y, right - x, wanted.height)
         self._size[:] = (header.width, header.height)
         status = self._library.decode(
-            self._reader, data.__array_interface__["data"][0], data.size, eighths, _GRAY if gray else _RGBX,
+            self._reader, data.__array_interface__["data"][0], data.size, eighths, _GRAY if gray else _RGB,
             self._box_at, not header.complete, self._size_at, pixels.__array_interface__["data"][0], pixels.strides[0],
             pixels.size,
         )  # fmt: skip

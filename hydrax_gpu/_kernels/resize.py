@@ -34,6 +34,9 @@ OUTPUTS = ("uint8", "float16", "bfloat16", "float32")
 EIGHTHS = 8
 """Units of a box to a pixel."""
 
+_HEAD = 4
+"""Elements of a table's entry before its weights."""
+
 _ONE = 1 << 21
 """What the kernel's sums have a factor too much of: 2**14 of the weights along y, 2**7 of the rows between."""
 
@@ -102,9 +105,10 @@ class Args(ctypes.Structure):
 
 
 def taps(count: int, length: int) -> int:
-    """How many pixels an output sees at most, when `length` eighths of a pixel become `count` pixels."""
+    """How many pixels an output sees at most, made even, when `length` eighths of a pixel become `count` pixels."""
     unit = EIGHTHS * count
-    return (2 * max(length, unit) + unit - 1) // unit + 1
+    most = (2 * max(length, unit) + unit - 1) // unit + 1
+    return most + most % 2
 
 
 def weights(count: int, begin: int, length: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -204,7 +208,7 @@ class Resize:
                 channels=channels,
                 affine=self._affine,
             )
-            self._table = np.empty(0, np.int32)
+            self._table = np.empty(0, np.int16)
             self._scratch = np.empty(0, np.uint8)
 
     def __call__(
@@ -250,9 +254,9 @@ class Resize:
         args.out = out.__array_interface__["data"][0]
         args.width, args.height = width, height
         args.taps_x, args.taps_y = taps(width, box.width), taps(height, box.height)
-        args.table_count = width * (args.taps_x + 2) + height * (args.taps_y + 2)
+        args.table_count = width * (args.taps_x + _HEAD) + height * (args.taps_y + _HEAD)
         args.ring = 1 << (args.taps_y + 7).bit_length()
-        self._reserve(args.table_count, self._scratch_bytes(width, columns, args.ring))
+        self._reserve(args.table_count, self._scratch_bytes(width, columns + args.taps_x, args.ring))
         if direct:
             self._fill_table(args)
             self._direct(args)
@@ -261,11 +265,11 @@ class Resize:
 
     def _scratch_bytes(self, width: int, columns: int, ring: int) -> int:
         row = (width * self._channels + 16 + 31) // 32 * 32
-        return ring * row * 2 + row * 4 + row * 2 + (ring + 3) // 4 * 4 * 8 + 16 * (columns + 4)
+        return ring * row * 2 + row * 4 + row * 2 + (ring + 8) // 4 * 4 * 8 + 16 * (columns + 4)
 
     def _reserve(self, table: int, scratch: int) -> None:
         if table > self._table.size:
-            self._table = np.empty(2 * table, np.int32)
+            self._table = np.empty(2 * table, np.int16)
             self._args.table = self._table.ctypes.data
         if scratch + 64 > self._scratch.size:
             self._scratch = np.empty(2 * scratch + 64, np.uint8)
