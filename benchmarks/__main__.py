@@ -9,12 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import handover, items, large, plan, startup, table
+from . import handover, items, large, plan, soak, startup, table
 from .harness import Experiment, Run, prepared_file, run_rounds
 from .subjects import installed_peers
 from .workloads import make_large_file
 
 NAMES = ("items", "bytes", "startup", "handover", "plan")
+SLOW = ("soak",)
+"""Only measured when asked for: it takes minutes, and one round says it all."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = options.out / f"cpu-{about['date'].replace(':', '')}.jsonl" if options.out else None
     with ExitStack() as stack:
         for experiment in chosen(options, stack):
-            repeat = options.repeat or (9 if experiment.name == "startup" else 5)
-            runs = run_rounds(experiment, repeat, options.timeout, options.quiet, options.tries, progress)
+            repeat = options.repeat or {"startup": 9, "soak": 1}.get(experiment.name, 5)
+            timeout = max(options.timeout, 1800.0) if experiment.name in SLOW else options.timeout
+            runs = run_rounds(experiment, repeat, timeout, options.quiet, options.tries, progress)
             clear()
             summary = list(table.summary_rows(experiment, runs, about))
             print(table.render(experiment.title, summary) + table.others(runs) + table.left_behind(runs))
@@ -43,7 +46,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
     cpu = commands.add_parser("cpu", help="the measurements that need no GPU")
-    cpu.add_argument("--only", default=list(NAMES), type=names, help=f"some of {','.join(NAMES)}")
+    cpu.add_argument("--only", default=list(NAMES), type=names, help=f"some of {','.join(NAMES + SLOW)}")
     cpu.add_argument("--repeat", type=int, default=0, metavar="N", help="rounds (default 5; startup: 9)")
     cpu.add_argument("--out", type=Path, metavar="DIR", help="write JSON lines to a new file in this folder")
     cpu.add_argument("--peers", action="store_true", help="measure the other loaders that are installed, too")
@@ -52,14 +55,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cpu.add_argument("--warm", type=float, default=1.0, metavar="S", help="seconds to warm up (default 1)")
     cpu.add_argument("--timeout", type=float, default=60.0, metavar="S", help="a hang ends then (default 60)")
     cpu.add_argument("--tries", type=int, default=3, metavar="N", help="repeat a disturbed run (default 3 in all)")
+    cpu.add_argument("--batches", type=int, default=1_000_000, metavar="N", help="of the soak (default 1,000,000)")
     cpu.add_argument("--quiet", type=float, default=0.0, metavar="S", help="wait this long for others to be quiet")
     return parser.parse_args(argv)
 
 
 def names(text: str) -> list[str]:
     chosen_names = text.split(",")
-    if wrong := [name for name in chosen_names if name not in NAMES]:
-        raise argparse.ArgumentTypeError(f"{', '.join(wrong)}: not one of {', '.join(NAMES)}")
+    if wrong := [name for name in chosen_names if name not in NAMES + SLOW]:
+        raise argparse.ArgumentTypeError(f"{', '.join(wrong)}: not one of {', '.join(NAMES + SLOW)}")
     return chosen_names
 
 
@@ -79,6 +83,8 @@ def chosen(options: argparse.Namespace, stack: ExitStack) -> Iterator[Experiment
         yield from handover.experiments(subjects, steps=200, pause_s=0.02)
     if "plan" in options.only:
         yield from plan.experiments()
+    if "soak" in options.only:
+        yield from soak.experiments(options.batches)
 
 
 def progress(run: Run) -> None:

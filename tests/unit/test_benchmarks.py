@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import harness, table, workloads
+from benchmarks import harness, soak, table, workloads
 from benchmarks.accounts import Window, family, memory, read_stat
 from benchmarks.harness import Case, Experiment, Goal, Metric, Run, run_case, run_rounds, target_case
 from benchmarks.stats import ratios, spread
+from hydrax_gpu._mem.slots import SlotState
 
 ABOUT = {"date": "2024-01-01", "machine": {}, "versions": {}}
 RATE = Metric("items_per_s", "items/s", Goal(at_least=0.4), limit_case="limit")
@@ -242,3 +244,53 @@ def test_an_unknown_workload_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         command.parse(["cpu", "--only", "items,nothing"])
     assert "nothing: not one of items, bytes, startup, handover" in capsys.readouterr().err
+
+
+class Slots:
+    """What the soak looks at: the states and generations of a loader's slots."""
+
+    def __init__(self, *slots: tuple[SlotState, int]) -> None:
+        self.slots = slots
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def state(self, slot: int) -> SlotState:
+        return self.slots[slot][0]
+
+    def generation(self, slot: int) -> int:
+        return self.slots[slot][1]
+
+
+def test_the_soak_sees_slots_that_are_never_given_back() -> None:
+    samples = soak.Samples()
+    samples.take(Slots((SlotState.LENT, 7), (SlotState.FREE, 3), (SlotState.FILLING, 4)))
+    samples.take(Slots((SlotState.LENT, 7), (SlotState.FREE, 3), (SlotState.FILLING, 5)))
+    assert samples.values["slots_stuck"] == [0, 1]
+
+
+def test_the_soak_sees_what_grows(tmp_path: Path) -> None:
+    samples, kept = soak.Samples(), []
+    slots = Slots((SlotState.FREE, 0))
+    with ExitStack() as files:
+        for number in range(10):
+            files.enter_context((tmp_path / str(number)).open("w"))
+            kept.append((bytearray(b"x" * 5_000_000), *({} for _ in range(50))))
+            samples.take(slots)
+    # looks 2 and 3 against 8 and 9
+    assert samples.grown("fds") == 6 and samples.grown("blocks") >= 6 * 50 and samples.grown("rss_mb") > 20
+
+
+def test_a_run_that_is_not_timed_cannot_be_disturbed() -> None:
+    assert run_case(target_case("timed", "builtins:dict", cpu=1.0), 0, 60).value("others_cores") is not None
+    run = run_case(target_case("soak", "builtins:dict", timed=False, cpu=1.0), 0, 60)
+    assert run.value("others_cores") is None and not run.disturbed
+
+
+def test_a_short_soak_drops_the_bad_and_replaces_the_killed() -> None:
+    run = run_case(
+        target_case("soak", "benchmarks.soak:measure", executor="process", delivery="alias", batches=2000), 0, 60
+    )
+    assert run.error is None
+    assert run.value("dropped") in (8, 9) and run.value("deaths") >= 30
+    assert run.value("fds_grown") == run.value("threads_grown") == run.value("slots_stuck") == 0

@@ -28,6 +28,7 @@ from hydrax_gpu import (
 )
 from hydrax_gpu._engine import running_streams
 from hydrax_gpu._engine.inbox import Waiter
+from hydrax_gpu._engine.thread import EngineThread
 from tests import loaders
 from tests.small import group, loader
 
@@ -374,28 +375,38 @@ def test_a_death_is_seen_within_two_seconds_and_told() -> None:
     assert caught.value.pid == pid and caught.value.exitcode == -9 and caught.value.items[:4] == [0, 1, 2, 3]
 
 
-def test_a_worker_that_dies_while_the_engines_thread_sleeps_is_replaced() -> None:
+def test_a_worker_that_dies_while_the_engines_thread_sleeps_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """The consumer hears of it, being the last who waits, and must wake the thread that can start another."""
+    # Whether the engine's thread sleeps or stands back when the consumer comes is a matter of who was first. Here it
+    # always sleeps.
+    monkeypatch.setattr(
+        EngineThread,
+        "_stand_back",
+        lambda self: self._runner.inbox.wait(Waiter.ENGINE, None, self._stay_awake),
+    )
     it = loader(loaders.fill, group(range(200)), executor="process", timeout_sec=20)
     with it:
         rows = [next(it).indices[0]]
-        inbox = running_streams()[0].runner.inbox
-        while not inbox.asleep(Waiter.ENGINE):
-            os.sched_yield()
+        stream = running_streams()[0]
+        inbox = stream.runner.inbox
         pid = it.report().workers[0].pid
         os.kill(pid, signal.SIGSTOP)
+        over = threading.Event()
 
         def kill() -> None:
-            while not (inbox.asleep(Waiter.CONSUMER) and inbox.asleep(Waiter.ENGINE)):
+            while not (inbox.asleep(Waiter.CONSUMER) and inbox.asleep(Waiter.ENGINE)) and not over.is_set():
                 os.sched_yield()
             os.kill(pid, signal.SIGKILL)
 
         thread = threading.Thread(target=kill)
         thread.start()
-        for batch in it:
-            rows.append(batch.indices[0])
-            del batch
-        thread.join()
+        try:
+            for batch in it:
+                rows.append(batch.indices[0])
+                del batch
+        finally:
+            over.set()
+            thread.join()
     assert rows == list(range(0, 200, 4)) and len(it.report().worker_deaths) == 1
 
 
