@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -26,6 +26,12 @@ class ChunkRunner:
 
     The argument views of a slot's rows are made when the slot is first used and kept: making them costs more than
     many a loader function.
+
+    A loader function may have a method `take_counts()`, which returns a dict of lines of text and how often something
+    happened since it was last called, or None: it is called after each task, for the report.
+
+    Attributes:
+        counts: what it returned after the last task.
 
     Args:
         loader: the user's function.
@@ -63,6 +69,8 @@ class ChunkRunner:
         self._begun = 0
         self._tasks = 0
         self._loud = 0  # the last of them with something to tell
+        self._take_counts: Callable[[], dict[str, int] | None] | None = getattr(loader, "take_counts", None)
+        self.counts: dict[str, int] | None = None
         self._views: dict[tuple[int, int], Sequence[_ItemArrays]] = {}
 
     def run(self, task: Task) -> tuple[int, list[dict[str, Any] | None] | None, tuple[Failure, ...]]:
@@ -96,7 +104,8 @@ class ChunkRunner:
         busy = time.perf_counter_ns() - start
         self._begun = begun
         self._tasks += 1
-        if failures or additional is not None:
+        self.counts = self._take_counts() if self._take_counts is not None else None
+        if failures or additional is not None or self.counts:
             self._loud = self._tasks
         self._arena.tell_done(self._worker, self._tasks, self._loud)
         return busy, additional, tuple(failures)

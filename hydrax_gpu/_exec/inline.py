@@ -67,7 +67,7 @@ class InlineExecutor:
             return False
         task = self._tasks.popleft()
         busy, additional, failures = self._runner.run(task)
-        self._inbox.post(Result(0, task.chunk, busy, additional, failures))
+        self._inbox.post(Result(0, task.chunk, busy, additional, failures, self._runner.counts))
         return True
 
     def close(self) -> None:

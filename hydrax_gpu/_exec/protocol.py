@@ -88,6 +88,8 @@ class Result(NamedTuple):
     Attributes:
         busy_ns: time from the first item's beginning to the last one's end, in nanoseconds; -1 when it is not known.
         additional: for each item what the loader returned, or None when no item returned anything.
+        counts: what `take_counts` of the loader function returned, if it has such a method: how often something did not
+            go as it should, by lines of text for the report.
     """
 
     worker: int
@@ -95,6 +97,7 @@ class Result(NamedTuple):
     busy_ns: int
     additional: list[dict[str, Any] | None] | None
     failures: tuple[Failure, ...]
+    counts: dict[str, int] | None = None
 
 
 class Unreadable(NamedTuple):

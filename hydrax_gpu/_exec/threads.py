@@ -108,7 +108,7 @@ class ThreadExecutor:
         self._inbox.post(WorkerReady(worker, os.getpid(), time.perf_counter_ns() - begin, False))
         while (task := self._queues[worker].get()) is not None:
             busy, additional, failures = runner.run(task)
-            self._inbox.post(Result(worker, task.chunk, busy, additional, failures))
+            self._inbox.post(Result(worker, task.chunk, busy, additional, failures, runner.counts))
 
 
 def stack_of(thread: threading.Thread) -> str:

@@ -68,9 +68,9 @@ def main(fd: int, memory: int, stack: int) -> NoReturn:
         task = Task(*link.receive())
         busy, additional, failures = runner.run(task)
         if additional is None and not failures:
-            link.answer(encode(("done", task.chunk, busy, None, ())), busy)
+            link.answer(encode(("done", task.chunk, busy, None, (), runner.counts)), busy)
         else:
-            link.answer(_encode_result(task, busy, additional, failures), busy)
+            link.answer(_encode_result(task, busy, additional, failures, runner.counts), busy)
 
 
 class _Link:
@@ -165,7 +165,11 @@ class _LazyMain(ModuleType):
 
 
 def _encode_result(
-    task: Task, busy: int, additional: list[dict[str, Any] | None] | None, failures: tuple[Failure, ...]
+    task: Task,
+    busy: int,
+    additional: list[dict[str, Any] | None] | None,
+    failures: tuple[Failure, ...],
+    counts: dict[str, int] | None,
 ) -> bytes:
     # What the user's objects make of being pickled, and unpickled on the other side, must not touch the rest of the
     # message: it says which items this is about.
@@ -184,7 +188,7 @@ def _encode_result(
                     failures = (*failures, Failure(offset, text, format_traceback(error), None))
             data = pickle.dumps(additional, protocol=5)
     sent = tuple((*failure[:-1], _pickled(failure.exception)) for failure in failures)
-    return encode(("done", task.chunk, busy, data, sent))
+    return encode(("done", task.chunk, busy, data, sent, counts))
 
 
 def _pickled(error: BaseException | None) -> bytes | None:
