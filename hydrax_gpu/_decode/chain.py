@@ -17,9 +17,9 @@ DECODERS = (turbo.NAME, simple.NAME, pillow_module.NAME)
 """Decoders of JPEG pictures, in the order in which they are asked."""
 
 MAX_SCANS = 100
-"""Scans of a progressive picture. Each costs a pass over all of it, however few bytes it has; encoders write about 10."""
+"""Scans of a progressive picture. Each is a pass over all of it, however few bytes it has; encoders write about 10."""
 
-REDUCE = 2.0
+REDUCE = 1.75
 """A picture is decoded at half of its size only if the box is still this many times as large as the result."""
 
 
@@ -82,20 +82,23 @@ class Chain:
         self._background = background
         self._turbo: turbo.Turbo | None = None
         self._decoders: list[JpegDecoder] = []
-        self._missing: list[str] = []
+        missing: list[str] = []
+        self._lacking: tuple[str, ...] = ()  # decoders that should come before the first that there is
         buffer = Buffer()
         for name in decoders:
             try:
-                self._decoders.append(self._new(name, host, buffer))
+                decoder = self._new(name, host, buffer)
             except (ImportError, turbo.Unavailable) as error:
-                self._missing.append(f"{name}: {error}")
+                missing.append(f"{name} cannot be used ({error})")
+                continue
+            if not self._decoders:
+                self._lacking = tuple(missing)
+            self._decoders.append(decoder)
         if not self._decoders:
             raise ImportError(
-                f"no JPEG decoder can be used ({'; '.join(self._missing)}). Install Pillow, for example by "
+                f"no JPEG decoder is there: {', '.join(missing)}. Install Pillow, for example by "
                 "pip install 'hydrax-gpu[image]'"
             )
-        self.missing = tuple(self._missing)
-        self.first = self._decoders[0].name
 
     def _new(self, name: str, host: str | None, buffer: Buffer) -> JpegDecoder:
         if name == turbo.NAME:
@@ -152,10 +155,10 @@ class Chain:
         if picture.orientation > 4:
             height, width = width, height
         fewest = eighths_for(stored, height, width, REDUCE)
-        refusals: list[str] = []
+        refusals = list(self._lacking)
         decoders = self._decoders
         if self._srgb and header.profile:
-            decoders = [self._all_formats()]
+            decoders, refusals = [self._all_formats()], []
         for decoder in decoders:
             eighths = fewest if decoder.scales else 8
             part, wanted = reduced(stored, eighths, header.width, header.height)

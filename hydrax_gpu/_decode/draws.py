@@ -1,17 +1,24 @@
 """Crop boxes and flips: pure functions of an item's seed and the size of its upright picture.
 
 The random words are Philox4x32-10 with the seed as the key (see `hydrax_gpu._plan.philox`) and the counter
-`(attempt, 0, 0, PURPOSE)`; attempt 0 gives the flip, attempts 1 to 10 give crop boxes. It is computed with Python's
-integers here, because for one lane that takes a tenth of NumPy's time.
+`(attempt, 0, 0, PURPOSE)`; attempt 0 gives the flip, attempts 1 to 10 give crop boxes. It is computed by the host
+library, or with Python's integers, because for one lane that takes a tenth of NumPy's time.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
+from hydrax_gpu._kernels.host import Library
 from hydrax_gpu._kernels.resize import EIGHTHS, Box
 
-__all__ = ["ATTEMPTS", "PURPOSE", "center_box", "flipped", "random_box", "words"]
+__all__ = ["ATTEMPTS", "PURPOSE", "Words", "center_box", "flipped", "host_words", "random_box", "words"]
+
+Words: TypeAlias = Callable[[int, int], tuple[int, int, int, int]]
+"""`(attempt, seed)` → four 32-bit random words."""
 
 PURPOSE = 0x696D6731
 """Last word of the counter, so that no other use of an item's seed shares a number: `img1` in ASCII."""
@@ -33,14 +40,38 @@ def words(attempt: int, seed: int) -> tuple[int, int, int, int]:
     return x0, x1, x2, x3
 
 
-def flipped(seed: int, probability: float) -> bool:
+def host_words(library: Library) -> Words:
+    """The same by the host library. The function belongs to one thread."""
+    philox = library.function("hx_philox")
+    philox.argtypes = (ctypes.c_uint64, ctypes.c_void_p)
+    philox.restype = None
+    buffer = (ctypes.c_uint32 * 4)()
+    address = ctypes.addressof(buffer)
+
+    def draw(attempt: int, seed: int) -> tuple[int, int, int, int]:
+        buffer[:] = (attempt, 0, 0, PURPOSE)
+        philox(seed, address)
+        a, b, c, d = buffer
+        return a, b, c, d
+
+    return draw
+
+
+def flipped(seed: int, probability: float, words: Words = words) -> bool:
     """Whether the picture is mirrored: `word 0 of attempt 0 / 2**32 < probability`."""
     if probability <= 0:
         return False
     return words(0, seed)[0] * _UNIT < probability
 
 
-def random_box(seed: int, width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Box:
+def random_box(
+    seed: int,
+    width: int,
+    height: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    words: Words = words,
+) -> Box:
     """A part of the picture with a random area and a random aspect ratio.
 
     The scheme of C. Szegedy et al., "Going deeper with convolutions", CVPR 2015, section 6, as it is common. With
@@ -55,6 +86,7 @@ def random_box(seed: int, width: int, height: int, scale: tuple[float, float], r
         height: of the upright picture, in pixels.
         scale: range of the box's share of the picture's area.
         ratio: range of width by height.
+        words: where random words come from.
     """
     for attempt in range(1, ATTEMPTS + 1):
         a, b, c, d = words(attempt, seed)

@@ -11,6 +11,7 @@ What becomes of pictures that are not 8-bit RGB or gray:
 
 from __future__ import annotations
 
+from importlib import import_module
 from io import BytesIO
 from typing import Any, final
 
@@ -24,9 +25,10 @@ __all__ = ["FORMATS", "NAME", "Opened", "Pillow"]
 
 NAME = "Pillow"
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM")
 """What Pillow is let read. It knows many more formats, some of which start other programs."""
 
+_MODULES = ("Jpeg", "Png", "WebP", "Tiff", "Bmp", "Gif", "Jpeg2K", "Ppm")
 _ORIENTATION = 0x0112
 _SIXTEEN = ("I;16", "I;16B", "I;16L", "I;16N")
 
@@ -69,6 +71,10 @@ class Pillow:
         from PIL import Image
 
         self._module: Any = Image
+        # the modules of these formats alone: Image.init() would import all there are
+        for name in _MODULES:
+            import_module(f"PIL.{name}ImagePlugin")
+        self._formats = tuple(name for name in FORMATS if name in Image.OPEN)
         self._background = background
         self._srgb = srgb
 
@@ -79,7 +85,7 @@ class Pillow:
             Damaged: it is no picture of the `FORMATS`, or a damaged one.
         """
         try:
-            return Opened(self._module.open(BytesIO(data.tobytes()), formats=FORMATS))
+            return Opened(self._module.open(BytesIO(data.tobytes()), formats=self._formats))
         except self._module.UnidentifiedImageError:
             first = data[:16].tobytes()
             raise Damaged(f"it is no picture of a known format; it begins with {first!r}") from None
@@ -139,14 +145,13 @@ class Pillow:
         return part.convert(mode)
 
     def _to_srgb(self, part: Any, profile: bytes) -> Any:
-        from PIL import ImageCms
-
+        cms: Any = import_module("PIL.ImageCms")
         if part.mode not in ("RGB", "L", "CMYK", "LAB"):
             part = part.convert("RGB")
-        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        source = cms.ImageCmsProfile(BytesIO(profile))
         try:
-            result = ImageCms.profileToProfile(part, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        except ImageCms.PyCMSError as error:
+            result = cms.profileToProfile(part, source, cms.createProfile("sRGB"), outputMode="RGB")
+        except cms.PyCMSError as error:
             raise Damaged(f"its ICC profile cannot be used for mode {part.mode} ({error})") from error
         return part if result is None else result
 

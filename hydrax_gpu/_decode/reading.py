@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Any, TypeAlias, final
+from typing import Any, TypeAlias, cast, final
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +74,7 @@ class Reader:
             self._buffer = np.empty(max(1 << 18, status.st_size * 3 // 2), np.uint8)
         done = 0
         while done < status.st_size:
-            count = os.readv(fd, [self._buffer[done : status.st_size]])
+            count = os.readv(fd, [cast("Any", self._buffer[done : status.st_size])])
             if not count:  # it has become shorter; what there is will be found to be truncated
                 break
             done += count

@@ -217,7 +217,7 @@ class Resize:
         """Writes one row.
 
         Args:
-            picture: shape `(rows, columns, bytes of a pixel)`, 1, 3 or 4 bytes; pixels and their bytes lie side by side.
+            picture: shape `(rows, columns, bytes of a pixel)`, 1, 3 or 4 bytes; the pixels of a row lie side by side.
             box: in the picture, not empty, and within it.
             out: the row, C-contiguous, in the layout and dtype of this object.
             turn: how the picture is turned, its box included; height and width are those of the turned picture.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from hydrax_gpu._decode.chain import DECODERS, Chain
 from hydrax_gpu._decode.contract import Damaged
-from hydrax_gpu._decode.draws import center_box, flipped, random_box
+from hydrax_gpu._decode.draws import Words, center_box, flipped, host_words, random_box, words
 from hydrax_gpu._decode.geometry import turned
 from hydrax_gpu._decode.reading import Reader
 from hydrax_gpu._kernels.host import choose, load
@@ -24,10 +24,11 @@ from hydrax_gpu.loaders._declaration import CenterCrop, Color, Crop, ImageDeclar
 
 __all__ = ["CenterCrop", "ImageDeclaration", "ImageLoader", "RandomResizedCrop"]
 
-Source: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
+Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview"
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 _RANDOM = RandomResizedCrop()
+_SOURCES: tuple[type, ...] = (str, os.PathLike, bytes, bytearray, memoryview)
 
 
 @final
@@ -108,7 +109,6 @@ class ImageLoader:
         self._threads = threading.local()
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self._told: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in _NOT_PICKLED}
@@ -162,22 +162,19 @@ class ImageLoader:
         worker = cast("_Worker | None", getattr(self._threads, "worker", None))
         if worker is None:
             worker = self._threads.worker = _Worker(self._declaration, self._host, self._count)
-            for reason in worker.chain.missing:
-                self._count(f"not used: {reason}", once=True)
         worker.load(source, arrays[self._image], seed)
         for name, value in zip(self._names, labels, strict=True):
             arrays[name][...] = value
 
     def _parts(self, value: Any) -> tuple[Source, Sequence[Any]]:
-        if isinstance(value, str | os.PathLike | bytes | bytearray | memoryview):
-            parts: Sequence[Any] = (value,)
+        parts = cast("Sequence[Any]", ())
+        if isinstance(value, _SOURCES):
+            parts = (value,)
         elif isinstance(value, Mapping):
             named = cast("Mapping[str, Any]", value)
             parts = (named[self._image], *(named[name] for name in self._names))
         elif isinstance(value, tuple | list):
             parts = cast("Sequence[Any]", value)
-        else:
-            parts = ()
         if len(parts) != 1 + len(self._names):
             wanted = "".join(f", {name}" for name in self._names)
             raise ValueError(
@@ -186,15 +183,12 @@ class ImageLoader:
             )
         return parts[0], parts[1:]
 
-    def _count(self, line: str, *, once: bool = False) -> None:
+    def _count(self, line: str) -> None:
         with self._lock:
-            if once and line in self._told:
-                return
-            self._told.add(line)
             self._counts[line] += 1
 
 
-_NOT_PICKLED = ("_threads", "_lock", "_counts", "_told")
+_NOT_PICKLED = ("_threads", "_lock", "_counts")
 
 
 @final
@@ -208,10 +202,12 @@ class _Worker:
             declaration.decoders, host, declaration.background, srgb=declaration.srgb, gray=gray, count=count
         )
         self._reader = Reader(declaration.max_file_bytes)
+        library = None if host is None else load(host)
+        self._words: Words = words if library is None else host_words(library)
         height, width = declaration.size
         scale, bias = declaration.affine()
         self._resize = Resize(
-            None if host is None else load(host), height, width, declaration.channels, declaration.layout,
+            library, height, width, declaration.channels, declaration.layout,
             declaration.dtype, scale, bias,
         )  # fmt: skip
 
@@ -237,23 +233,23 @@ class _Worker:
             width, height = picture.width, picture.height
             if picture.orientation > 4:
                 width, height = height, width
-            box, flip = draw(what, seed, width, height)
+            box, flip = draw(what, seed, width, height, self._words)
             part = self.chain.decode(picture, box, *what.size)
         except Damaged as error:
             raise ImageError(_name(source), str(error)) from error.__cause__
         self._resize(part.pixels, part.box, out, turn=turned(picture.orientation, flip=flip))
 
 
-def draw(what: ImageDeclaration, seed: int | None, width: int, height: int) -> tuple[Box, bool]:
+def draw(what: ImageDeclaration, seed: int | None, width: int, height: int, words: Words = words) -> tuple[Box, bool]:
     """The box of an upright picture, in eighths of a pixel, and whether it is mirrored."""
     crop = what.crop if seed is not None else what.validation_crop
     if isinstance(crop, RandomResizedCrop):
-        box = random_box(0 if seed is None else seed, width, height, crop.scale, crop.ratio)
+        box = random_box(0 if seed is None else seed, width, height, crop.scale, crop.ratio, words)
     elif isinstance(crop, CenterCrop):
         box = center_box(width, height, what.size, crop.shorter_side(what.size))
     else:
         box = Box(0, 0, EIGHTHS * width, EIGHTHS * height)
-    return box, seed is not None and flipped(seed, what.flip)
+    return box, seed is not None and flipped(seed, what.flip, words)
 
 
 def _name(source: Source) -> str:
