@@ -205,14 +205,13 @@ HX_API const char* hx_jpeg_message(Reader* reader) { return reader->message; }
 //   eighths   the picture is decoded at this many eighths of its size, 1 to 8
 //   color     1 gray, 2 RGB, 7 RGB and a byte that says nothing: as the library counts them
 //   box       x, y, width, height in the reduced picture; x and width may be widened: then `box` says to what
-//   whole     whether to look at all of the file, to be sure that it is all there
 //   expected  width and height that the picture must have
 //   out       receives `box` rows of `stride` bytes; `capacity` bytes in all
 //
 // Returns 0; 1 with a message: the picture is damaged; 2 with a message: this library does not know how to read it;
 // 3: the box does not fit the picture, or the result the buffer.
 HX_API int hx_jpeg_decode(Reader* reader, const unsigned char* data, unsigned long size, int eighths, int color, int* box,
-                          int whole, const int* expected, unsigned char* out, long stride, long capacity) {
+                          const int* expected, unsigned char* out, long stride, long capacity) {
     reader->message[0] = 0;
     if (setjmp(reader->escape)) {
         library.abort(reader->info);
@@ -250,7 +249,6 @@ HX_API int hx_jpeg_decode(Reader* reader, const unsigned char* data, unsigned lo
         for (unsigned k = 0; k < count; ++k) pointers[k] = out + long(done + k) * stride;
         library.read(reader->info, pointers, count);
     }
-    if (whole && y + rows < height) library.skip(reader->info, height - y - rows);
     library.abort(reader->info);
     return 0;
 }

@@ -126,6 +126,8 @@ class Chain:
                 raise Damaged("it begins like a JPEG file, and ends or breaks off before its first scan")
             if not header.width or not header.height:
                 raise Damaged(f"its header says {header.width} x {header.height} pixels")
+            if not header.complete:
+                raise Damaged("it is truncated: there is no end marker (EOI) behind its first scan")
             if header.scans > MAX_SCANS:
                 raise Damaged(f"it has {header.scans} scans, more than {MAX_SCANS}: what would decode for hours")
             return Picture(data, header, None)

@@ -69,7 +69,7 @@ class _Library:
         self.decode = library.function("hx_jpeg_decode")
         self.decode.argtypes = (
             *(pointer, pointer, ctypes.c_ulong, integer, integer, pointer),
-            *(integer, pointer, pointer, long, long),
+            *(pointer, pointer, long, long),
         )
 
 
@@ -175,7 +175,7 @@ class Turbo:
         self._size[:] = (header.width, header.height)
         status = self._library.decode(
             self._reader, data.__array_interface__["data"][0], data.size, eighths, _GRAY if gray else _RGB,
-            self._box_at, not header.complete, self._size_at, pixels.__array_interface__["data"][0], pixels.strides[0],
+            self._box_at, self._size_at, pixels.__array_interface__["data"][0], pixels.strides[0],
             pixels.size,
         )  # fmt: skip
         if status:
