@@ -155,12 +155,16 @@ def test_absurd_sizes_in_headers_are_refused() -> None:
     refused(bytes(png))
 
 
-@pytest.mark.parametrize("kind", sorted(set(pictures.kinds()) - {"jpeg progressive"}))
-@pytest.mark.parametrize("decoder", chain.DECODERS)
+@pytest.mark.parametrize(
+    ("kind", "decoder"),
+    [
+        (kind, decoder)
+        for kind, data in sorted(pictures.kinds().items())
+        for decoder in (chain.DECODERS if data[:2] == b"\xff\xd8" else ["Pillow"])
+    ],
+)
 def test_a_truncated_file_is_an_error_wherever_it_ends(kind: str, decoder: str) -> None:
     data = pictures.kinds()[kind]
-    if "jpeg" not in kind and decoder != "Pillow":
-        pytest.skip("only Pillow reads it")
     if "animated" in kind:
         data = data[: len(pictures.kinds()["gif"])]  # the first frame, which is all that is read
     for length in {*range(1, 40), *range(40, len(data) - 64, 97)}:
