@@ -76,6 +76,8 @@ class Report:
     another read."""
     worker_deaths: tuple[WorkerDeath, ...] = ()
     """Workers that ended by themselves and were replaced."""
+    kernels: str = ""
+    """What decodes arrays: `host library`, or `NumPy` and why; empty when none is declared to be decoded."""
 
     @property
     def batches(self) -> int:
@@ -135,6 +137,8 @@ class Report:
             f"{' on huge pages' if self.huge_pages else ''}, delivery: {', '.join(self.delivery) or 'none yet'}",
             f"verdict       {self.verdict}",
         ]
+        if self.kernels:
+            lines.append(f"decoding      by {self.kernels}")
         if self.worker_deaths:
             pids = ", ".join(str(death.pid) for death in self.worker_deaths[-8:])
             lines.append(f"deaths        {len(self.worker_deaths)} workers were replaced (process {pids})")

@@ -49,7 +49,7 @@ def _f(x: float) -> np.float32:
 
 def _product(matrix: tuple[tuple[float, ...], ...], x: Floats) -> Floats:
     rows = [_f(a) * x[..., 0] + _f(b) * x[..., 1] + _f(c) * x[..., 2] for a, b, c in matrix]
-    return np.stack(rows, -1)
+    return np.stack(rows, -1).astype(np.float32, copy=False)
 
 
 def _cube_root(x: Floats) -> Floats:
@@ -69,21 +69,22 @@ def _fifth_root(x: Floats) -> Floats:
     for _ in range(3):
         square = r * r
         r = (r * _f(4) + x / (square * square)) / _f(5)
-    return r
+    return r.astype(np.float32, copy=False)
 
 
 def _to_linear(x: Floats) -> Floats:
     base = (x + _f(0.055)) / _f(1.055)
     root = _fifth_root(np.where(base < _f(0.09), _f(0.09), base))
     curved = base * base * (root * root)
-    return np.where(x <= _f(0.04045), x / _f(12.92), curved)
+    return np.where(x <= _f(0.04045), x / _f(12.92), curved).astype(np.float32, copy=False)
 
 
 def _from_linear(x: Floats) -> Floats:
     root = np.sqrt(np.sqrt(_cube_root(np.where(x > 0, x, _f(0)))))
     square = root * root
     curved = _f(1.055) * (square * square * root) - _f(0.055)
-    return np.where(np.isnan(x), x, np.where(x <= _f(0.0031308), _f(12.92) * x, curved))
+    low = x <= _f(0.0031308)
+    return np.where(np.isnan(x), x, np.where(low, _f(12.92) * x, curved)).astype(np.float32, copy=False)
 
 
 def to_oklab(srgb: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -152,7 +152,7 @@ class Placer:
         elif any(jaxio.canonical(array.numpy_dtype) != array.numpy_dtype for array in layout.arrays):
             if self._delivery == "alias":
                 _log.warning("delivery='alias' cannot be had for 64-bit arrays while jax_enable_x64 is off: copying")
-        elif self._delivery == "alias" or (self._delivery == "auto" and layout.nbytes > AUTO_COPY_BYTES):
+        elif self._delivery == "alias" or (self._delivery == "auto" and layout.batch_nbytes > AUTO_COPY_BYTES):
             way = "alias"
         return _Layout(layout, way, dtypes)
 

@@ -16,7 +16,7 @@ from hydrax_gpu._decode.contract import Damaged
 from hydrax_gpu._decode.draws import Words, center_box, flipped, host_words, random_box, words
 from hydrax_gpu._decode.geometry import turned
 from hydrax_gpu._decode.reading import Reader
-from hydrax_gpu._kernels.host import choose, load
+from hydrax_gpu._kernels.host import load
 from hydrax_gpu._kernels.resize import EIGHTHS, Box, Resize
 from hydrax_gpu._spec import ArraySpec
 from hydrax_gpu.errors import ImageError
@@ -102,6 +102,8 @@ class ImageLoader:
         if read is not None and not callable(read):
             raise TypeError(f"read: got {read!r}, wanted a function of an item's descriptor")
         self._names = tuple(self._labels)
+        from hydrax_gpu._kernels.choice import choose  # the main process chooses, workers have no use for it
+
         self._begin(choose().path)
 
     def _begin(self, host: str | None) -> None:
