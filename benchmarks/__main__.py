@@ -14,7 +14,7 @@ from .harness import Experiment, Run, prepared_file, run_rounds
 from .subjects import installed_peers
 from .workloads import make_large_file
 
-NAMES = ("items", "bytes", "startup", "handover", "plan")
+NAMES = ("items", "bytes", "startup", "handover", "plan", "jpeg")
 SLOW = ("soak",)
 """Only measured when asked for: it takes minutes, and one round says it all."""
 
@@ -57,7 +57,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     cpu.add_argument("--tries", type=int, default=3, metavar="N", help="repeat a disturbed run (default 3 in all)")
     cpu.add_argument("--batches", type=int, default=1_000_000, metavar="N", help="of the soak (default 1,000,000)")
     cpu.add_argument("--quiet", type=float, default=0.0, metavar="S", help="wait this long for others to be quiet")
+    cpu.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        type=interpreter,
+        metavar="PEER=PATH",
+        help="the interpreter to measure a peer of `jpeg` with, where it cannot be installed beside the others",
+    )
+    cpu.add_argument("--cases", type=lambda text: text.split(","), metavar="NAMES", help="of `jpeg`, these cases alone")
     return parser.parse_args(argv)
+
+
+def interpreter(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not name or not Path(path).is_file():
+        raise argparse.ArgumentTypeError(f"{text}: wanted a peer's name, =, and the path of a Python interpreter")
+    return name, path
 
 
 def names(text: str) -> list[str]:
@@ -83,6 +99,13 @@ def chosen(options: argparse.Namespace, stack: ExitStack) -> Iterator[Experiment
         yield from handover.experiments(subjects, steps=200, pause_s=0.02)
     if "plan" in options.only:
         yield from plan.experiments()
+    if "jpeg" in options.only:
+        # these need NumPy and Pillow, which nothing else here does
+        from . import jpeg, photos
+
+        peers = jpeg.PEERS if options.peers else ()
+        folder = photos.photographs()[0].parent
+        yield from jpeg.experiments(folder, options.module, peers, dict(options.python), options.cases, **times)
     if "soak" in options.only:
         yield from soak.experiments(options.batches)
 

@@ -18,14 +18,14 @@ def throughput(task: Task, subject: str, module: str | None, warm_s: float, wind
         task.check(loader.arrays(batch))
         loader.after(batch)
         del batch
-        _take(loader, batches, warm_s)
+        take(loader, batches, warm_s)
         window = Window()
-        taken = _take(loader, batches, window_s)
+        taken = take(loader, batches, window_s)
         usage = window.close()
     return usage.per_item(taken * task.batch)
 
 
-def _take(loader: Any, batches: Any, seconds: float) -> int:
+def take(loader: Any, batches: Any, seconds: float) -> int:
     """Take batches, and every array of each, for that long; how many."""
     clock, arrays, after = time.perf_counter, loader.arrays, loader.after
     taken = 0

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from .accounts import RESULT, family, machine_busy, wait_until_quiet
+from .accounts import RESULT, family, machine_busy, memory, wait_until_quiet
 
 DISTURBED_CORES = 0.1
 """A run in which others kept more cores busy than this is disturbed, whichever case it is and whatever it measured."""
+WEIGH_S = 0.5
+"""How often memory is looked at."""
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -65,6 +67,22 @@ class Case:
     environment: Mapping[str, str] = field(default_factory=dict)
     timed: bool = True
     """Whether it matters how much of the machine others take meanwhile."""
+    python: str = sys.executable
+    """The interpreter, for what cannot be installed beside the others."""
+    memory: bool = False
+    """Whether the memory of all its processes is looked at while it runs, every half second."""
+
+
+@dataclass(frozen=True)
+class Versus:
+    """How many times more of something the best of the others takes than the case under test."""
+
+    key: str
+    """Its key in the result of a run; less is better."""
+    label: str
+    ours: str
+    others: tuple[str, ...]
+    goal: Goal | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,9 @@ class Experiment:
     title: str
     cases: tuple[Case, ...]
     metrics: tuple[Metric, ...]
+    versus: Versus | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Cases that are not measured here, and why."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +125,13 @@ def target_case(
     judged: bool = False,
     env: Mapping[str, str] | None = None,
     timed: bool = True,
+    python: str = sys.executable,
+    memory: bool = False,
     **settings: Any,
 ) -> Case:
     """A case that calls `module:function(**settings)` of this package in a new process."""
     arguments = (target, json.dumps(settings))
-    return Case(name, "benchmarks._run", arguments, settings, judged, env or {}, timed)
+    return Case(name, "benchmarks._run", arguments, settings, judged, env or {}, timed, python, memory)
 
 
 def run_case(case: Case, round_: int, timeout_s: float) -> Run:
@@ -116,14 +139,17 @@ def run_case(case: Case, round_: int, timeout_s: float) -> Run:
     # files and not pipes: a worker that outlives the process would keep a pipe open, and us waiting
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         environment = {**os.environ, "JAX_PLATFORMS": "cpu", **case.environment}
-        command = [sys.executable, "-X", "faulthandler", "-m", case.module, *case.arguments]
+        command = [case.python, "-X", "faulthandler", "-m", case.module, *case.arguments]
         busy, mine, start = machine_busy(), _children_cpu(), time.monotonic()
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
         )
-        timed_out = False
+        timed_out, peak = False, 0.0
         try:
-            process.wait(timeout_s)
+            if case.memory:
+                peak = _wait_and_weigh(process, timeout_s)
+            else:
+                process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             timed_out = True
             _show_stacks(process)
@@ -143,6 +169,8 @@ def run_case(case: Case, round_: int, timeout_s: float) -> Run:
     result["left_behind"] = left
     if case.timed:
         result["others_cores"] = others
+    if case.memory:
+        result["peak_pss_mb"] = peak
     return Run(case.name, round_, result, stderr=stderr)
 
 
@@ -202,6 +230,24 @@ def _end(process: subprocess.Popen[bytes]) -> int:
     while family(process.pid, session=True) and time.monotonic() < end:
         time.sleep(0.01)
     return len(left)
+
+
+def _wait_and_weigh(process: subprocess.Popen[bytes], timeout_s: float) -> float:
+    """Wait for the process; the most memory (PSS) that it and all that it started have had, in MB."""
+    end, peak = time.monotonic() + timeout_s, 0.0
+    while True:
+        try:
+            process.wait(min(WEIGH_S, max(0.0, end - time.monotonic())))
+            return peak
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= end:
+                raise
+        total = 0.0
+        for pid in [process.pid, *(stat.pid for stat in family(process.pid, session=True))]:
+            # it may end while it is looked at
+            with contextlib.suppress(OSError, KeyError):
+                total += memory(pid)["pss_mb"]
+        peak = max(peak, total)
 
 
 def _show_stacks(process: subprocess.Popen[bytes]) -> None:

@@ -72,18 +72,19 @@ class Corpus:
         )
 
 
-def photographs(folder: Path | None = None, count: int = COUNT) -> list[Path]:
+def photographs(folder: Path | None = None, count: int | None = None) -> list[Path]:
     """The first `count` files, made before if they are not there yet.
 
     Args:
         folder: Where they are kept, by default `.bench` in the repository. There they lie in a folder named after the
             recipe: files made by another version of this module, of Pillow or of NumPy are removed and made anew.
-        count: How many, at most `COUNT`.
+        count: How many, all `COUNT` if None.
 
     Raises:
         ValueError: If `count` is not from 1 to `COUNT`.
         FileNotFoundError: If one of the photographs is not there; the message says what to install.
     """
+    count = COUNT if count is None else count
     if not 1 <= count <= COUNT:
         raise ValueError(f"{count} photographs: there are 1 to {COUNT}")
     kept = folder or CACHE
@@ -183,21 +184,26 @@ def _encode(image: Any, wanted: float, subsampling: str) -> bytes:
 
 def _make_all(kept: Path, mine: Path) -> None:
     kept.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(mkdtemp(prefix="making-", dir=kept))
     for index in range(len(SOURCES)):
         _source(index)  # from one thread, before the others need them
+    unfinished = Path(mkdtemp(prefix="making-", dir=kept))
 
     def write(index: int) -> None:
         (unfinished / _name(index)).write_bytes(make(index))
 
-    with ThreadPoolExecutor(2) as threads:
-        for _ in threads.map(write, range(COUNT)):
-            pass
-    for old in kept.glob("photos-*"):
-        shutil.rmtree(old)
-    # a folder under its final name is complete
-    unfinished.chmod(0o755)
-    os.rename(unfinished, mine)
+    print(f"making {COUNT} photographs, once, in a minute or so", file=sys.stderr)
+    try:
+        with ThreadPoolExecutor(2) as threads:
+            for _ in threads.map(write, range(COUNT)):
+                pass
+        for old in kept.glob("photos-*"):
+            shutil.rmtree(old)
+        unfinished.chmod(0o755)
+        # a folder under its final name is complete
+        os.rename(unfinished, mine)
+    except BaseException:
+        shutil.rmtree(unfinished)
+        raise
 
 
 @cache

@@ -11,10 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from .harness import ROOT, Case, Experiment, Goal, Metric, Run
+from .harness import ROOT, Case, Experiment, Goal, Metric, Run, Versus
 from .stats import Spread, ratios, spread
 
 PACKAGES = ("hydrax-gpu", "numpy", "jax", "jaxlib", "hydrax")
+"""Of every row; an experiment names its own beside them."""
 HEADER = ("case", "median", "min .. max", "what", "of limit", "goal", "met")
 
 
@@ -73,20 +74,46 @@ def summary_rows(experiment: Experiment, runs: Sequence[Run], about: dict[str, A
                 yield {**row, **_judge(metric, case, spread(values), ratio, bool(clean)), **about}
         if errors or not shown:
             yield {**row, "error": row["error"] or "no number", "metric": None, **about}
+        if experiment.versus is not None and experiment.versus.ours == case.name:
+            yield from ({**row, **found, **about} for found in _against_others(experiment.versus, runs))
+    for name, reason in experiment.left_out.items():
+        row = {"kind": "summary", "experiment": experiment.name, "case": name, "settings": {}, "failed": 0}
+        yield {**row, "error": f"left out: {reason}", "metric": None, **about}
+
+
+def _against_others(versus: Versus, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
+    """How many times more the best of the others takes, over the rounds in which neither was disturbed."""
+    best: tuple[float, str, Spread] | None = None
+    for name in versus.others:
+        values = [value for value in _by_round(runs, name, versus.key) if value is not None]
+        found = ratios(_by_round(runs, name, versus.key), _by_round(runs, versus.ours, versus.key))
+        if found and (best is None or spread(values).median < best[0]):
+            best = spread(values).median, name, spread(found)
+    if best is not None:
+        _, name, value = best
+        goal = versus.goal
+        yield {
+            "metric": f"{versus.key}_of_best_other",
+            "label": f"{versus.label}: {name}",
+            "value": value.as_dict(),
+            "of_limit": None,
+            "goal": str(goal) if goal else None,
+            "met": goal.met(value.median) if goal else None,
+        }
+
+
+def _by_round(runs: Sequence[Run], case: str, key: str) -> list[float | None]:
+    """A case's number in each round, None where it failed or was disturbed."""
+    found = {run.round: run.value(key) for run in runs if run.case == case and not run.disturbed}
+    return [found.get(round_) for round_ in sorted({run.round for run in runs})]
 
 
 def _of_limit(metric: Metric, case: Case, runs: Sequence[Run]) -> Spread | None:
     """The ratio to the limit, over the rounds in which neither was disturbed."""
     if metric.limit_case is None or metric.limit_case == case.name:
         return None
-    rounds = sorted({run.round for run in runs})
-
-    def by_round(name: str, key: str) -> list[float | None]:
-        found = {run.round: run.value(key) for run in runs if run.case == name and not run.disturbed}
-        return [found.get(round_) for round_ in rounds]
-
-    limits = by_round(metric.limit_case, metric.key)
-    found = ratios(by_round(case.name, metric.key), limits)
+    limits = _by_round(runs, metric.limit_case, metric.key)
+    found = ratios(_by_round(runs, case.name, metric.key), limits)
     return spread(found) if found else None
 
 
