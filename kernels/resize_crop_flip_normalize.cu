@@ -20,11 +20,11 @@
 //            + channel * step_c` elements further: HWC, CHW, flipped and transposed rows are all strides
 //   table    i16 scratch of `table_count` elements a row: for each output x, then y: first pixel (its low and its high
 //            half), number of pixels, 0, and `taps` weights; taps are even
-//   scratch  host only: bytes, at a multiple of 64; hydrax_gpu._kernels.resize says how many
+//   scratch  host only: bytes, at a multiple of 64; hydrax_gpu._kernels.resize_crop_flip_normalize says how many
 //
 // On CUDA two launches, resize_table and then resize_direct_u8 or another type; grid: y over rows, x over tiles of a
 // row. On the host one call, resize_u8 or another type; the others are there too, to be tested.
-// NumPy twin: hydrax_gpu._kernels.resize.twin
+// NumPy twin: hydrax_gpu._kernels.resize_crop_flip_normalize.twin
 #include "common.cuh"
 
 #if !defined(__CUDACC__) && defined(__AVX2__)
@@ -228,9 +228,9 @@ HX_FN void across4(const ResizeArgs& a, const i16* table, const u8* tile, int lo
         const __m256i h = _mm256_packs_epi32(_mm256_srai_epi32(even, 7), _mm256_srai_epi32(odd, 7));
         const __m128i lower = _mm256_castsi256_si128(h), upper = _mm256_extracti128_si256(h, 1);
         _mm_storel_epi64((__m128i*)(out[0] + 3 * x), lower);
-        _mm_storeh_pd((double*)(out[1] + 3 * x), _mm_castsi128_pd(lower));
+        _mm_storel_epi64((__m128i*)(out[1] + 3 * x), _mm_unpackhi_epi64(lower, lower));
         _mm_storel_epi64((__m128i*)(out[2] + 3 * x), upper);
-        _mm_storeh_pd((double*)(out[3] + 3 * x), _mm_castsi128_pd(upper));
+        _mm_storel_epi64((__m128i*)(out[3] + 3 * x), _mm_unpackhi_epi64(upper, upper));
     }
 }
 

@@ -4,7 +4,8 @@
 
 What is checked of each mutant, in a process that a crash would end:
 
-- nothing but `ImageError` is raised, and nothing is written outside of the row;
+- nothing but `ImageError` is raised;
+- nothing is written outside of the row;
 - with an error the row is as it was;
 - without one every byte of the row was written, and the same mutant gives the same row again.
 """
@@ -18,6 +19,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +44,7 @@ def set_bytes(rng: random.Random, data: bytearray) -> None:
 
 def set_words(rng: random.Random, data: bytearray) -> None:
     """Sizes, counts and offsets are words: makes one of the first absurd."""
-    at, width = rng.randrange(min(len(data) - 4, 200)), rng.choice((2, 4))
+    at, width = rng.randrange(max(1, min(len(data) - 4, 200))), rng.choice((2, 4))
     data[at : at + width] = rng.choice((b"\0" * width, b"\xff" * width, b"\x7f" + b"\xff" * (width - 1)))
 
 
@@ -79,19 +81,24 @@ def mutant(kind: str, seed: int) -> bytes:
     return bytes(data)
 
 
-def loaders() -> Iterator[tuple[str, ImageLoader]]:
-    """Each JPEG decoder, and then the others by way of the crops and colours."""
-    for decoder in DECODERS:
-        yield decoder, ImageLoader(SIDE, crop=RandomResizedCrop(), decoders=[decoder], max_pixels=1 << 20)
-    yield "gray", ImageLoader(SIDE, crop=CenterCrop(), color="gray", srgb=True, max_pixels=1 << 20)
+def loaders(library: str | None) -> Iterator[tuple[str, ImageLoader]]:
+    """One for each JPEG decoder, and one more for gray pictures, centre crops and profiles."""
+    options: dict[str, Any] = {"max_pixels": 1 << 20}
+    each = [(name, ImageLoader(SIDE, crop=RandomResizedCrop(), decoders=[name], **options)) for name in DECODERS]
+    each.append(("gray", ImageLoader(SIDE, crop=CenterCrop(), color="gray", srgb=True, **options)))
+    for name, loader in each:
+        if library is not None:
+            loader._begin(library)
+        if loader._host is not None or name != DECODERS[0]:
+            yield name, loader
 
 
 class Checker:
     """Loads mutants into rows between guards."""
 
-    def __init__(self) -> None:
+    def __init__(self, library: str | None = None) -> None:
         self.outcomes: Counter[str] = Counter()
-        self._loaders = list(loaders())
+        self._loaders = list(loaders(library))
 
     def check(self, kind: str, seed: int) -> None:
         """Raises AssertionError, or what the loader raises, if it is not as it should be."""
@@ -121,9 +128,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="load mutated pictures of every kind")
     parser.add_argument("--count", type=int, default=20_000, help="mutants of each kind")
     parser.add_argument("--seed", type=int, default=0, help="of the first")
+    parser.add_argument("--library", help="another host library than that of the package")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    checker = Checker()
+    checker = Checker(options.library)
     slowest = (0.0, "")
     for number, kind in enumerate(pictures.kinds(24, 18)):
         for seed in range(options.seed, options.seed + options.count):

@@ -9,7 +9,7 @@ from hydrax_gpu._decode import jpeg, simple, turbo
 from hydrax_gpu._decode import pillow as pillow_module
 from hydrax_gpu._decode.contract import Buffer, Bytes, Damaged, Decoded, JpegDecoder, Unsupported
 from hydrax_gpu._decode.geometry import eighths_for, reduced, stored_box
-from hydrax_gpu._kernels.resize import EIGHTHS, Box
+from hydrax_gpu._kernels.resize_crop_flip_normalize import EIGHTHS, Box
 
 __all__ = ["DECODERS", "MAX_SCANS", "REDUCE", "Chain", "Part", "Picture"]
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from hydrax_gpu._kernels.host import Library
-from hydrax_gpu._kernels.resize import EIGHTHS, Box
+from hydrax_gpu._kernels.resize_crop_flip_normalize import EIGHTHS, Box
 
 __all__ = ["ATTEMPTS", "PURPOSE", "Words", "center_box", "flipped", "host_words", "random_box", "words"]
 

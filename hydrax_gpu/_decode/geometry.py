@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from hydrax_gpu._kernels.resize import EIGHTHS, Box, Turn
+from hydrax_gpu._kernels.resize_crop_flip_normalize import EIGHTHS, Box, Turn
 
 __all__ = ["TURNS", "Pixels", "eighths_for", "reduced", "stored_box", "turned"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu._decode.chain import DECODERS
-from hydrax_gpu._kernels.resize import OUTPUTS, Layout
+from hydrax_gpu._kernels.resize_crop_flip_normalize import OUTPUTS, Layout
 
 __all__ = ["CenterCrop", "Color", "Crop", "ImageDeclaration", "Layout", "RandomResizedCrop"]
 

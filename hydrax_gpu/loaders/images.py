@@ -17,7 +17,7 @@ from hydrax_gpu._decode.draws import Words, center_box, flipped, host_words, ran
 from hydrax_gpu._decode.geometry import turned
 from hydrax_gpu._decode.reading import Reader
 from hydrax_gpu._kernels.host import load
-from hydrax_gpu._kernels.resize import EIGHTHS, Box, Resize
+from hydrax_gpu._kernels.resize_crop_flip_normalize import EIGHTHS, Box, Resize
 from hydrax_gpu._spec import ArraySpec
 from hydrax_gpu.errors import ImageError
 from hydrax_gpu.loaders._declaration import CenterCrop, Color, Crop, ImageDeclaration, Layout, RandomResizedCrop

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hydrax_gpu._kernels.resize import EIGHTHS, OUTPUTS, Box, Resize, Turn, taps, twin, weights
+from hydrax_gpu._kernels.resize_crop_flip_normalize import EIGHTHS, OUTPUTS, Box, Resize, Turn, taps, twin, weights
 from tests.kernels import Rows, assert_same_bits, levels
 
 TURNS = [Turn(*each) for each in itertools.product([False, True], repeat=3)]

@@ -264,6 +264,29 @@ def test_thousands_of_damaged_files_of_every_kind_do_no_harm() -> None:
     assert done.stdout.count("\n") == len(pictures.kinds()) + 1
 
 
+def test_damaged_files_do_no_harm_under_sanitizers(tmp_path: Path) -> None:
+    from hydrax_gpu._kernels import build, sources
+    from tests.unit.test_kernels_sanitized import FLAGS, compiler, runtime
+
+    preload = runtime(compiler())
+    assert preload is not None
+    folder = sources.folder()
+    parts = ["resize_crop_flip_normalize.cu", "jpeg.cpp", "philox.cpp", "host.cpp"]
+    library = str(tmp_path / "sanitized.so")
+    subprocess.run(
+        [*compiler(), *build.FLAGS, *FLAGS, '-DHX_DIGEST=""', "-shared", *(str(folder / part) for part in parts),
+         "-o", library, "-ldl"],
+        check=True, timeout=110,
+    )  # fmt: skip
+    environment = os.environ | {"LD_PRELOAD": preload, "ASAN_OPTIONS": "detect_leaks=0", "PYTHONMALLOC": "malloc"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz_images", "--count", "80", "--seed", "5000", "--library", library],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+    assert "libjpeg-turbo: read" in done.stdout
+
+
 def test_threads_do_not_disturb_each_other() -> None:
     files = [pictures.encoded(pictures.photograph(64, 48, seed)) for seed in range(4)]
     loader = ImageLoader(24)

@@ -269,10 +269,10 @@ class Resize:
 
     def _reserve(self, table: int, scratch: int) -> None:
         if table > self._table.size:
-            self._table = np.empty(2 * table, np.int16)
+            self._table = np.empty(table, np.int16)
             self._args.table = self._table.ctypes.data
         if scratch + 64 > self._scratch.size:
-            self._scratch = np.empty(2 * scratch + 64, np.uint8)
+            self._scratch = np.empty(scratch + 64, np.uint8)
             address = self._scratch.ctypes.data
             self._args.scratch = address + -address % 64
 
