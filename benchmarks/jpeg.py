@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,13 +20,14 @@ from .accounts import Window
 from .consume import take
 from .harness import Case, Experiment, Goal, Metric, Versus, target_case
 from .jpeg_peers import OURS, PEERS, SUBJECTS
-from .photo_work import CHECKED, PHOTOS, PhotoTask, all_paths, fastest_decoder, judge
+from .photo_work import CHECKED, DECODERS, PHOTOS, PhotoTask, all_paths, fastest_decoder, judge
 
 BATCH, WORKERS, DEPTH = 64, 2, 3
 LIMIT = "limit: part + resize"
 LIMITS = {"limit: Huffman alone": "huffman", LIMIT: "region", "limit: whole + resize": "full"}
 """Two threads, no loader, and of libjpeg-turbo: entropy decoding; the part's rows, then OpenCV's linear resize;
 everything, then the same resize."""
+NO_OPENCV = "OpenCV is not installed (pip install opencv-python-headless)"
 KERNELS = "HYDRAX_GPU_KERNELS"
 """Environment variable that says what does the work of hydrax_gpu's kernels."""
 PACKAGES = (
@@ -72,16 +74,26 @@ def experiments(
         except jpeg_limits.MissingToolError as problem:
             left_out[name] = str(problem)
             continue
+        if kind != "huffman" and not _has(sys.executable, "cv2"):
+            left_out[name] = NO_OPENCV
+            continue
         settings = {"kind": kind, "libjpeg": path, "batch": BATCH, "workers": WORKERS, **times}
         case = target_case(name, "benchmarks.jpeg_limits:measure", env=env, memory=True, **settings)
         # the table of settings says whose library it is, and not where it lies on this machine
-        cases.append(_with_settings(case, {**settings, "libjpeg": f"{library} libjpeg-turbo"}))
+        cases.append(replace(case, settings={**settings, "libjpeg": f"{library} libjpeg-turbo"}))
     for name in ("hydrax_gpu", *OURS, *peers):
         python = pythons.get(name, sys.executable)
         library = module or SUBJECTS[name].module if name == "hydrax_gpu" else SUBJECTS[name].module
         if not _has(python, library):
             left_out[name] = f"{library} is not installed"
             continue
+        if SUBJECTS[name].by_function:
+            if not _has(python, "cv2"):
+                left_out[name] = NO_OPENCV
+                continue
+            if not any(_has(python, decoder) for decoder in DECODERS.values()):
+                left_out[name] = f"none of {', '.join(DECODERS)} is installed"
+                continue
         judged = name == "hydrax_gpu"
         # a row without the compiled kernels would be one of something else: it fails, and says how to build them
         kernels = {KERNELS: os.environ.get(KERNELS) or "host"} if judged else {}
@@ -153,12 +165,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _with_settings(case: Case, settings: Mapping[str, Any]) -> Case:
-    return Case(**{**vars(case), "settings": settings})
-
-
 @cache
 def _has(python: str, module: str) -> bool:
     """Whether that interpreter has the module; a parent package is imported for it, the module is not."""
+    # a parent package that is missing is an exception, which is a no as well
     code = f"from importlib.util import find_spec; raise SystemExit(find_spec({module!r}) is None)"
     return subprocess.run([python, "-c", code], capture_output=True, cwd=Path(__file__).parents[1]).returncode == 0

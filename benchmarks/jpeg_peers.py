@@ -28,6 +28,8 @@ class PhotoSubject(Protocol):
 
     module: str
     """The module to import; a peer without it is left out."""
+    by_function: bool
+    """Whether it calls `photo_work.fast`, which needs OpenCV and a decoder."""
 
     def open(self, task: PhotoTask) -> AbstractContextManager[Iterator[Any]]:
         """A running loader's batches, without end."""
@@ -54,6 +56,7 @@ class Plain:
     """Nothing to be done after a batch, which is a dict of arrays."""
 
     module = ""
+    by_function = False
 
     def arrays(self, batch: Any) -> Arrays:
         return batch
@@ -72,6 +75,7 @@ class HydraxGpuFunction(HydraxGpu):
     """hydrax_gpu's `Dataloader` with the peers' function: what the loader itself adds, or saves."""
 
     load = staticmethod(load_fast)
+    by_function = True
 
     def judged(self, batch: Any) -> Arrays:
         return self.arrays(batch)
@@ -92,12 +96,14 @@ class HydraxGpuPillow(HydraxGpuFunction):
     """The same with Pillow, whose resize is the reference itself."""
 
     load = staticmethod(load_pillow)
+    by_function = False
 
 
 class ImageLoaderSubject(HydraxGpu):
     """hydrax_gpu with its own `ImageLoader`."""
 
     module = "hydrax_gpu.loaders"
+    by_function = False
 
     def __init__(self, module: str | None = None) -> None:
         super().__init__(module)
@@ -142,6 +148,7 @@ class Torch(Plain):
     """PyTorch's `DataLoader`, workers forked, batches put together in shared memory."""
 
     module = "torch"
+    by_function = True
 
     @contextmanager
     def open(self, task: PhotoTask) -> Generator[Iterator[Any]]:
@@ -174,6 +181,7 @@ class Grain(Plain):
     """Grain's `MapDataset` with random draws of its own, in worker processes."""
 
     module = "grain"
+    by_function = True
     processes = True
 
     @contextmanager
@@ -215,6 +223,7 @@ class Spdl(Plain):
     """SPDL's pipeline of threads: each decodes a whole batch into one array, so that nothing is copied together."""
 
     module = "spdl.pipeline"
+    by_function = True
 
     @contextmanager
     def open(self, task: PhotoTask) -> Generator[Iterator[Any]]:

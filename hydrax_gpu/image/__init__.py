@@ -13,11 +13,11 @@ values go from 0 to 1, "balanced" ones from -scale to scale, those of a picture 
 
 try:
     import PIL as _pillow
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ModuleNotFoundError(
         "hydrax_gpu.image needs Pillow, which is not installed: pip install Pillow, or the extra hydrax-gpu[image]",
         name="PIL",
-    ) from error
+    ) from _error
 
 from hydrax_gpu.image._arrays import from_srgb_hwc as from_srgb_hwc
 from hydrax_gpu.image._arrays import write_chw as write_chw

@@ -314,6 +314,27 @@ def test_a_limit_that_cannot_be_measured_is_left_out_and_says_why(
     assert "! left out: no C compiler" in text
 
 
+@pytest.mark.parametrize(
+    ("missing", "reason"),
+    [
+        ("cv2", "OpenCV is not"),
+        ("nvidia.nvimgcodec simplejpeg", "none of nvImageCodec, simplejpeg"),
+        ("grain", "grain is"),
+    ],
+)
+def test_a_peer_that_lacks_something_is_left_out_and_says_what(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: str, reason: str
+) -> None:
+    monkeypatch.setattr(jpeg, "_has", lambda python, module: module not in missing.split())
+    (experiment,) = jpeg.experiments(tmp_path, None, ["Grain", "DALI"], {}, None, warm_s=0, window_s=0)
+    assert experiment.left_out["Grain"].startswith(reason)
+    names = [case.name for case in experiment.cases]
+    assert {"hydrax_gpu", "DALI"} <= set(names)
+    assert "Grain" not in names
+    assert experiment.versus is not None
+    assert experiment.versus.others == ("DALI",)
+
+
 def test_unknown_cases_and_peers_are_refused(tmp_path: Path) -> None:
     for pythons, only in (({"Grian": sys.executable}, None), ({}, ["Grian"])):
         with pytest.raises(SystemExit, match="Grian"):
