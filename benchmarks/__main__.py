@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import handover, items, large, plan, soak, startup, table
+from . import handover, items, kernels, large, plan, soak, startup, table
 from .harness import Experiment, Run, prepared_file, run_rounds
 from .subjects import installed_peers
 from .workloads import make_large_file
 
-NAMES = ("items", "bytes", "startup", "handover", "plan", "jpeg")
+NAMES = ("items", "bytes", "startup", "handover", "plan", "jpeg", "kernels")
 SLOW = ("soak",)
 """Only measured when asked for: it takes minutes, and one round says it all."""
 
@@ -108,6 +108,8 @@ def chosen(options: argparse.Namespace, stack: ExitStack) -> Iterator[Experiment
         yield from jpeg.experiments(folder, options.module, peers, dict(options.python), options.cases, **times)
     if "soak" in options.only:
         yield from soak.experiments(options.batches)
+    if "kernels" in options.only:
+        yield from kernels.experiments()
 
 
 def progress(run: Run) -> None:
