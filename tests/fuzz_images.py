@@ -26,7 +26,7 @@ import numpy as np
 from hydrax_gpu import ImageError
 from hydrax_gpu._decode.chain import DECODERS
 from hydrax_gpu.loaders import CenterCrop, ImageLoader, RandomResizedCrop
-from tests import pictures
+from tests import image_files as pictures
 
 SIDE = 12
 GUARD = 64

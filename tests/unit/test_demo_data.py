@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from hydrax_gpu import DataGroup, Dataloader
-from tests import pictures
+from tests import image_files as pictures
 
 DEMO = Path(__file__).resolve().parents[2] / "docs" / "examples" / "digits"
 

@@ -23,7 +23,7 @@ from hydrax_gpu._decode import chain, jpeg, reading
 from hydrax_gpu._decode.contract import Buffer
 from hydrax_gpu._decode.turbo import Turbo, open_turbo
 from hydrax_gpu.loaders import ImageLoader, RandomResizedCrop
-from tests import pictures
+from tests import image_files as pictures
 from tests.fuzz_images import mutant
 from tests.kernels import host
 

@@ -20,8 +20,8 @@ from hydrax_gpu._kernels.host import load as load_library
 from hydrax_gpu._plan.philox import philox4x32
 from hydrax_gpu.loaders import CenterCrop, ImageLoader, RandomResizedCrop
 from hydrax_gpu.loaders.images import draw
-from tests import pictures
-from tests.pictures import psnr
+from tests import image_files as pictures
+from tests.image_files import psnr
 
 LABELS = {"label": ((), np.int32, np.int32)}
 
