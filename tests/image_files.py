@@ -32,6 +32,18 @@ def photograph(width: int = 160, height: int = 120, seed: int = 0) -> Image.Imag
     return Image.fromarray((128 + 45 * rgb).clip(0, 255).astype(np.uint8))
 
 
+@cache
+def sharp(width: int = 400, height: int = 300, seed: int = 0) -> Image.Image:
+    """Discs of any colour, with hard edges, in front of a photograph: what reducing twice harms most."""
+    pixels = np.asarray(photograph(width, height, seed)).copy()
+    y, x = np.mgrid[:height, :width]
+    rng = np.random.default_rng(seed)
+    for _ in range(60):
+        middle_y, middle_x, radius = rng.integers(height), rng.integers(width), rng.integers(4, 40)
+        pixels[(y - middle_y) ** 2 + (x - middle_x) ** 2 < radius**2] = rng.integers(0, 256, 3)
+    return Image.fromarray(pixels)
+
+
 def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     """A picture as the bytes of a file."""
     if kind == "JPEG":
