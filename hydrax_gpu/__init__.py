@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hydrax_gpu.decode.ragged import PadRagged as PadRagged
     from hydrax_gpu.errors import BatchTimeoutError as BatchTimeoutError
     from hydrax_gpu.errors import DecodeError as DecodeError
+    from hydrax_gpu.errors import ImageError as ImageError
     from hydrax_gpu.errors import LoaderError as LoaderError
     from hydrax_gpu.errors import NotEnoughMemory as NotEnoughMemory
     from hydrax_gpu.errors import PlacementError as PlacementError
@@ -44,6 +45,7 @@ __all__ = [
     "DecodeError",
     "Dequantize",
     "ErrorPolicy",
+    "ImageError",
     "LoaderError",
     "Normalize",
     "NotEnoughMemory",
@@ -77,6 +79,7 @@ _HOME = {
     "BatchTimeoutError": "errors",
     "DataGroup": "group",
     "Dataloader": "loader",
+    "ImageError": "errors",
     "Decode": "decode.base",
     "DecodeError": "errors",
     "Dequantize": "decode.packed",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BatchTimeoutError",
     "DecodeError",
+    "ImageError",
     "LoaderError",
     "NotEnoughMemory",
     "PlacementError",
@@ -64,6 +65,20 @@ class DecodeError(_Portable, ValueError):
 
     A bad item, like one whose loader function raised; the message names the array.
     """
+
+
+class ImageError(_Portable, ValueError):
+    """A picture could not be read, and its row was not written: an item error, with which the error policy deals.
+
+    Attributes:
+        source: path of the file, or what else the picture came from, such as `120 bytes in memory`.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"{source}: {reason}")
 
 
 class LoaderError(_Portable, RuntimeError):

@@ -493,6 +493,7 @@ class Dataloader(Generic[D]):
             bad=progress.bad.snapshot(),
             dropped_batches=progress.dropped_batches,
             replaced_items=progress.replaced_items,
+            fallbacks=dict(runner.counters.fallbacks) if runner is not None else {},
             worker_deaths=tuple(runner.deaths) if runner is not None else (),
             kernels="" if self._kernels is None else str(self._kernels),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hydrax_gpu._engine import WorkerDeath
@@ -70,6 +71,9 @@ class Report:
     """Batches that were left out because of bad items."""
     replaced_items: int = 0
     """Rows that hold a substitute for a bad item."""
+    fallbacks: Mapping[str, int] = field(default_factory=dict[str, int])
+    """What the loader function had to do in another way than it should, and how often: what one decoder refused and
+    another read."""
     worker_deaths: tuple[WorkerDeath, ...] = ()
     """Workers that ended by themselves and were replaced."""
     kernels: str = ""
@@ -138,6 +142,7 @@ class Report:
         if self.worker_deaths:
             pids = ", ".join(str(death.pid) for death in self.worker_deaths[-8:])
             lines.append(f"deaths        {len(self.worker_deaths)} workers were replaced (process {pids})")
+        lines += [f"fallback      {line} ({count} times)" for line, count in self.fallbacks.items()]
         lines += [f"note          {note}" for note in self.notes]
         return "\n".join(lines)
 

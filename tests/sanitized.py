@@ -17,6 +17,7 @@ import numpy as np
 from hydrax_gpu._kernels import convert, dequantize, pad_ragged, srgb_oklab, unpack_bits
 from hydrax_gpu._kernels.formats import TAGS
 from hydrax_gpu._kernels.host import Library
+from hydrax_gpu._kernels.resize_crop_flip_normalize import Box, Resize, Turn
 from tests.kernels import Rows, assert_same_bits, values
 
 SIZES = (0, 1, 2, 3, 15, 16, 17, 31, 33, 255, 1000, 1024, 4097)
@@ -129,10 +130,33 @@ def run_srgb_oklab(library: Library, rng: np.random.Generator) -> None:
                         assert_same_bits(out.array, expected)
 
 
+def run_resize(library: Library, rng: np.random.Generator) -> None:
+    outputs, layouts = ("uint8", "float16", "float32"), ("HWC", "CHW")
+    for case in range(250):
+        pixel, dtype, layout = (1, 3, 4)[case % 3], np.dtype(outputs[case % 2 * (case % 3)]), layouts[case // 2 % 2]
+        channels = min(pixel, 3)
+        rows, columns, height, width = (int(side) for side in rng.integers(1, 40, 4))
+        if not case % 10:
+            columns *= 40
+        picture = filled(rng, (rows, columns, pixel), np.uint8, case % 5, 0).array
+        x, y = int(rng.integers(0, 8 * columns)), int(rng.integers(0, 8 * rows))
+        box = Box(x, y, int(rng.integers(1, 8 * columns - x + 1)), int(rng.integers(1, 8 * rows - y + 1)))
+        shape = (height, width, channels) if layout == "HWC" else (channels, height, width)
+        kind: Any = (height, width, channels, layout, dtype)
+        turn = Turn(*(bool(part) for part in rng.integers(0, 2, 3)))
+        expected = np.empty(shape, dtype)
+        Resize(None, *kind)(picture, box, expected, turn=turn)
+        for direct in (False, True):
+            out = Rows((1, *shape), dtype, case % 4, 0, tight=True).array[0]
+            Resize(library, *kind)(picture, box, out, turn=turn, direct=direct)
+            assert_same_bits(out, expected)
+
+
 RUNS: dict[str, Callable[..., None]] = {
     "convert": run_convert,
     "dequantize": run_dequantize,
     "pad_ragged": run_pad_ragged,
+    "resize_crop_flip_normalize": run_resize,
     "srgb_oklab": run_srgb_oklab,
     "unpack_bits": run_unpack_bits,
 }

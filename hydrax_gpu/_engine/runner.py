@@ -13,7 +13,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -156,6 +156,7 @@ class Counters:
 
     chunks: int = 0
     busy_ns: int = 0
+    fallbacks: dict[str, int] = field(default_factory=dict[str, int])
 
 
 class Runner:
@@ -289,6 +290,12 @@ class Runner:
     def _count(self, result: Result) -> None:
         self.counters.chunks += 1
         self.counters.busy_ns += max(0, result.busy_ns)
+        if result.counts:
+            before = self.counters.fallbacks
+            for line in result.counts.keys() - before.keys():
+                _log.warning("%s (further cases are counted in the report)", line)
+            # a new dict, because other threads read it
+            self.counters.fallbacks = before | {line: before.get(line, 0) + n for line, n in result.counts.items()}
 
     # Effects.
 

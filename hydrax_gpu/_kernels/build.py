@@ -102,12 +102,13 @@ def build(
                 variant = [*FLAGS, *extra, f"-DHX_PREFIX=v{level}_", *flags]
                 jobs.append([*command, *variant, "-c", str(source), "-o", target])
         about = [f'-DHX_DIGEST="{sources.digest()}"', *(f"-DHX_LEVEL_{level}" for level in chosen)]
-        target = os.path.join(temporary, "host.o")
-        jobs.append([*command, *FLAGS, *flags, *about, "-c", str(folder / "host.cpp"), "-o", target])
+        for source in sorted(folder.glob("*.cpp")):  # for the host alone: once, for the lowest level
+            target = os.path.join(temporary, f"{source.stem}.o")
+            jobs.append([*command, *FLAGS, *flags, *about, "-c", str(source), "-o", target])
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(_run, jobs))
         whole = os.path.join(temporary, "whole.so")
-        _run([*command, "-shared", *flags, *(job[-1] for job in jobs), "-o", whole])
+        _run([*command, "-shared", *flags, *(job[-1] for job in jobs), "-ldl", "-o", whole])
         library.parent.mkdir(parents=True, exist_ok=True)
         partial = library.with_name(f"{library.name}.{os.getpid()}")
         shutil.copyfile(whole, partial)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 __all__ = ["Entry", "Library", "load"]
 
@@ -55,6 +55,14 @@ class Library:
 
             entry = self._entries[name] = call
         return entry
+
+    def function(self, name: str) -> Any:
+        """A function that is no kernel, as ctypes has it; a new object each time, whose types the caller sets.
+
+        Raises:
+            AttributeError: the library has none.
+        """
+        return self._library[name]
 
 
 @cache

@@ -6,16 +6,34 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hydrax_gpu._exec.protocol import RowsLoader as RowsLoader
     from hydrax_gpu._exec.role import threads_per_worker as threads_per_worker
+    from hydrax_gpu.loaders._declaration import CenterCrop as CenterCrop
+    from hydrax_gpu.loaders._declaration import ImageDeclaration as ImageDeclaration
+    from hydrax_gpu.loaders._declaration import RandomResizedCrop as RandomResizedCrop
     from hydrax_gpu.loaders.dali import DaliLoader as DaliLoader
     from hydrax_gpu.loaders.dali_sample import Random as Random
     from hydrax_gpu.loaders.dali_sample import Sample as Sample
+    from hydrax_gpu.loaders.images import ImageLoader as ImageLoader
 
-__all__ = ["DaliLoader", "Random", "RowsLoader", "Sample", "threads_per_worker"]
+__all__ = [
+    "CenterCrop",
+    "DaliLoader",
+    "ImageDeclaration",
+    "ImageLoader",
+    "Random",
+    "RandomResizedCrop",
+    "RowsLoader",
+    "Sample",
+    "threads_per_worker",
+]
 
 # As in the package's own __init__: a worker imports what its loader needs, and nothing of the others.
 _HOME = {
+    "CenterCrop": "loaders._declaration",
     "DaliLoader": "loaders.dali",
+    "ImageDeclaration": "loaders._declaration",
+    "ImageLoader": "loaders.images",
     "Random": "loaders.dali_sample",
+    "RandomResizedCrop": "loaders._declaration",
     "RowsLoader": "_exec.protocol",
     "Sample": "loaders.dali_sample",
     "threads_per_worker": "_exec.role",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -275,7 +276,9 @@ def test_the_soak_sees_what_grows(tmp_path: Path) -> None:
     with ExitStack() as files:
         for number in range(10):
             files.enter_context((tmp_path / str(number)).open("w"))
-            kept.append((bytearray(b"x" * 5_000_000), *({} for _ in range(50))))
+            pages = files.enter_context(mmap.mmap(-1, 5_000_000))  # what malloc gives may be what was given back before
+            pages.write(b"x" * len(pages))
+            kept.append([{} for _ in range(50)])
             samples.take(slots)
     # looks 2 and 3 against 8 and 9
     assert samples.grown("fds") == 6 and samples.grown("blocks") >= 6 * 50 and samples.grown("rss_mb") > 20

@@ -58,6 +58,10 @@ TEXTS: list[tuple[Exception, str]] = [
     ),
     (errors.PlacementError("placement_func raised ValueError: no"), "placement_func raised ValueError: no"),
     (
+        errors.ImageError("photos/1.jpg", "it is empty (0 bytes)"),
+        "photos/1.jpg: it is empty (0 bytes)",
+    ),
+    (
         errors.StateMismatch("training[0].batch_size", 8, 4),
         "the saved state does not fit this loader: training[0].batch_size was 8 in it and is 4 now. Resume with the "
         "same batch_size, or start anew without the state.",

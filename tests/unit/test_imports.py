@@ -18,6 +18,7 @@ PUBLIC = {
     *("ArraySpec", "Batch", "DataGroup", "Dataloader", "Report", "TrainingBatch", "ValidationBatch"),
     *("BadItem", "BadItems", "ErrorPolicy", "debug_batch_references", "is_worker"),
     *("BatchTimeoutError", "LoaderError", "NotEnoughMemory", "PlacementError", "StateMismatch", "TooManyBadItems"),
+    "ImageError",
     *("WorkerDied", "WorkerStartError", "DecodeError"),
     *("Decode", "Dequantize", "Normalize", "Oklab", "PadRagged", "UnpackBits"),
 }
@@ -38,12 +39,24 @@ def modules_after(statement: str) -> set[str]:
         f"from hydrax_gpu import {', '.join(sorted(PUBLIC))}",
         "import hydrax_gpu._exec.worker_main",
         "from hydrax_gpu.loaders import DaliLoader, Random, RowsLoader, Sample, threads_per_worker",
+        "from hydrax_gpu.loaders import ImageLoader; import pickle; pickle.loads(pickle.dumps(ImageLoader(8)))",
     ],
 )
 def test_importing_loads_neither_jax_nor_any_library_for_gpus(statement: str) -> None:
     modules = modules_after(statement)
     assert "hydrax_gpu" in modules
-    assert not modules & {"jax", "jaxlib", "ml_dtypes", "cupy", "cupy_backends", "nvidia", "kvikio", "tqdm", "pandas"}
+    assert not modules & {
+        "jax",
+        "jaxlib",
+        "ml_dtypes",
+        "cupy",
+        "cupy_backends",
+        "nvidia",
+        "kvikio",
+        "tqdm",
+        "pandas",
+        "PIL",
+    }
 
 
 def test_a_group_can_be_declared_without_jax() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax import Array
 
-CHANNELS = (1, 32, 64, 128)
+CHANNELS = (32, 64, 128)
 # the rate falls by a tenth every 22 steps, whatever the number of epochs: a run can be resumed with more of them
 optimizer = optax.adam(optax.exponential_decay(3e-3, transition_steps=22, decay_rate=0.9))
 
@@ -25,24 +25,24 @@ class Model(NamedTuple):
     optimizer: optax.OptState
 
 
-def new_model(seed: int = 0) -> Model:
+def new_model(channels: int = 1, classes: int = 10, seed: int = 0) -> Model:
     """Three 3x3 convolutions, each halving the picture, and one dense layer."""
-    keys = jax.random.split(jax.random.key(seed), len(CHANNELS))
+    keys = jax.random.split(jax.random.key(seed), len(CHANNELS) + 1)
     params: dict[str, Array] = {}
-    for layer, (before, after) in enumerate(pairwise(CHANNELS)):
+    for layer, (before, after) in enumerate(pairwise((channels, *CHANNELS))):
         scale = np.sqrt(2 / (9 * before))
         params[f"conv{layer}"] = scale * jax.random.normal(keys[layer], (3, 3, before, after))
         params[f"bias{layer}"] = jnp.zeros(after)
     inputs = 4 * 4 * CHANNELS[-1]
-    params["dense"] = jax.random.normal(keys[-1], (inputs, 10)) / np.sqrt(inputs)
-    params["bias"] = jnp.zeros(10)
+    params["dense"] = jax.random.normal(keys[-1], (inputs, classes)) / np.sqrt(inputs)
+    params["bias"] = jnp.zeros(classes)
     return Model(params, optimizer.init(params))
 
 
 def logits(params: dict[str, Array], image: Array) -> Array:
     # the loader hands over bytes, a quarter of what floats would take; they become floats here, on the device
     x = image.astype(jnp.float32) / 127.5 - 1
-    for layer in range(len(CHANNELS) - 1):
+    for layer in range(len(CHANNELS)):
         x = jax.lax.conv_general_dilated(
             x, params[f"conv{layer}"], window_strides=(2, 2), padding="SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
@@ -77,10 +77,11 @@ def save(path: Path, model: Model, notes: dict[str, Any]) -> None:
     os.replace(unfinished, path)
 
 
-def restore(path: Path) -> tuple[Model, dict[str, Any]]:
-    """The way back from `save`."""
-    like = new_model()
+def restore(path: Path, like: Model) -> tuple[Model, dict[str, Any]]:
+    """The way back from `save`, into a model of the same shapes."""
     with np.load(path, allow_pickle=False) as file:
         leaves = [jnp.asarray(file[f"arr_{number}"]) for number in range(len(jax.tree.leaves(like)))]
         notes = json.loads(str(file["notes"]))
+    if [leaf.shape for leaf in leaves] != [np.shape(leaf) for leaf in jax.tree.leaves(like)]:
+        raise SystemExit(f"{path} is of another model: give the same --data as then, or another --workdir")
     return jax.tree.unflatten(jax.tree.structure(like), leaves), notes
