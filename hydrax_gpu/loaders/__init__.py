@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hydrax_gpu._exec.protocol import RowsLoader as RowsLoader
     from hydrax_gpu._exec.role import threads_per_worker as threads_per_worker
+    from hydrax_gpu.loaders._dali_sample import Random as Random
+    from hydrax_gpu.loaders._dali_sample import Sample as Sample
     from hydrax_gpu.loaders._declaration import CenterCrop as CenterCrop
     from hydrax_gpu.loaders._declaration import ImageDeclaration as ImageDeclaration
     from hydrax_gpu.loaders._declaration import RandomResizedCrop as RandomResizedCrop
     from hydrax_gpu.loaders.dali import DaliLoader as DaliLoader
-    from hydrax_gpu.loaders.dali_sample import Random as Random
-    from hydrax_gpu.loaders.dali_sample import Sample as Sample
     from hydrax_gpu.loaders.images import ImageLoader as ImageLoader
 
 __all__ = [
@@ -32,10 +32,10 @@ _HOME = {
     "DaliLoader": "loaders.dali",
     "ImageDeclaration": "loaders._declaration",
     "ImageLoader": "loaders.images",
-    "Random": "loaders.dali_sample",
+    "Random": "loaders._dali_sample",
     "RandomResizedCrop": "loaders._declaration",
     "RowsLoader": "_exec.protocol",
-    "Sample": "loaders.dali_sample",
+    "Sample": "loaders._dali_sample",
     "threads_per_worker": "_exec.role",
 }
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from hydrax_gpu._arguments import at_least, choice
 from hydrax_gpu._exec.role import threads_per_worker
-from hydrax_gpu.loaders import dali_graph, dali_pipeline
-from hydrax_gpu.loaders.dali_fields import Fields, Readers, check_image, describe_item
-from hydrax_gpu.loaders.dali_graph import Blueprint, Graph, PipelineRunner, Settings
+from hydrax_gpu.loaders import _dali_graph, _dali_pipeline
+from hydrax_gpu.loaders._dali_fields import Fields, Readers, check_image, describe_item
+from hydrax_gpu.loaders._dali_graph import Blueprint, Graph, PipelineRunner, Settings
 
 __all__ = ["DaliLoader", "DeviceName"]
 
@@ -136,8 +136,8 @@ class DaliLoader:
             NotImplementedError: the pipeline is for a GPU.
             ImportError: DALI is not installed.
         """
-        dali_graph.require_dali()
-        made = dali_pipeline.Pipelined.of(pipeline, inputs, outputs)
+        _dali_graph.require_dali()
+        made = _dali_pipeline.Pipelined.of(pipeline, inputs, outputs)
         loader = cls.__new__(cls)
         loader._setup(None, made, fields, read, pad, device, num_threads, max_pixels)
         return loader
@@ -145,7 +145,7 @@ class DaliLoader:
     def _setup(
         self,
         graph: Graph | None,
-        pipeline: dali_pipeline.Pipelined | None,
+        pipeline: _dali_pipeline.Pipelined | None,
         fields: Sequence[str] | None,
         read: Readers | None,
         pad: Mapping[str, float] | None,
@@ -163,7 +163,7 @@ class DaliLoader:
         for name, function in (read or {}).items():
             if not callable(function):
                 raise TypeError(f"read: got {function!r} for field {name!r}, wanted a function of its value")
-        dali_graph.require_dali()
+        _dali_graph.require_dali()
         self._graph = graph
         self._pipeline = pipeline
         self._names = None if fields is None else tuple(fields)
@@ -192,7 +192,7 @@ class DaliLoader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._local = _Local()
-        dali_graph.import_dali()  # now, while the worker starts, and not when the first batch is waited for
+        _dali_graph.import_dali()  # now, while the worker starts, and not when the first batch is waited for
 
     # Loading.
 
@@ -282,7 +282,7 @@ class DaliLoader:
         settings = Settings(self._threads or threads_per_worker())
         if self._pipeline is not None:
             return self._pipeline.blueprint(fields, item, arrays, settings)
-        return dali_graph.blueprint_of(cast("Graph", self._graph), fields.names, arrays, training, settings)
+        return _dali_graph.blueprint_of(cast("Graph", self._graph), fields.names, arrays, training, settings)
 
     def _write(
         self, name: str, output: Any, rows: Sequence[int], arrays: Sequence[Arrays], outcomes: list[Outcome]

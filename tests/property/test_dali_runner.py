@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hydrax_gpu.loaders.dali_graph import Blueprint, PipelineRunner
+from hydrax_gpu.loaders._dali_graph import Blueprint, PipelineRunner
 
 
 class Pipeline:

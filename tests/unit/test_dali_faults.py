@@ -19,7 +19,7 @@ pytest.importorskip(
 
 from hydrax_gpu import DataGroup, Dataloader, ErrorPolicy, LoaderError
 from hydrax_gpu.loaders import DaliLoader
-from hydrax_gpu.loaders.dali_fields import check_image
+from hydrax_gpu.loaders._dali_fields import check_image
 from tests import dali_graphs as graphs
 from tests.dali_pictures import encoded
 from tests.small import loader

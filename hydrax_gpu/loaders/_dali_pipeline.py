@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from hydrax_gpu.loaders.dali_fields import Fields, check_image
-from hydrax_gpu.loaders.dali_graph import Blueprint, Settings, import_dali, stateful
+from hydrax_gpu.loaders._dali_fields import Fields, check_image
+from hydrax_gpu.loaders._dali_graph import Blueprint, Settings, import_dali, stateful
 
 __all__ = ["Pipelined"]
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, cast, final
 import numpy as np
 import numpy.typing as npt
 
-from hydrax_gpu.loaders.dali_random import Choice, CoinFlip, Draw, Normal, Uniform
+from hydrax_gpu.loaders._dali_random import Choice, CoinFlip, Draw, Normal, Uniform
 
 __all__ = ["Node", "Random", "Sample", "input_names"]
 
@@ -27,7 +27,7 @@ class Random:
     """Draws random numbers for a graph, one draw an item, from the item's seed.
 
     Each call is a node of the graph, and a place of its own to draw from: its numbers depend on the item's seed and on
-    how many calls came before it when the graph was built, and on nothing else. `hydrax_gpu.loaders.dali_random` has
+    how many calls came before it when the graph was built, and on nothing else. `hydrax_gpu.loaders._dali_random` has
     the formulas. DALI's own `fn.random` draws in the order in which samples happen to come.
 
     A validation graph has no seeds, and calling any of these in it is a `RuntimeError`: ask `sample.training` first.

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
-from hydrax_gpu.loaders.dali_random import Draw
-from hydrax_gpu.loaders.dali_sample import Node, Sample, input_names
+from hydrax_gpu.loaders._dali_random import Draw
+from hydrax_gpu.loaders._dali_sample import Node, Sample, input_names
 
 __all__ = [
     "Blueprint",
