@@ -83,7 +83,10 @@ def test_without_a_compiler_it_is_said_what_was_looked_for(
     with pytest.raises(build.BuildError, match=r"no C\+\+ compiler was found \(tried \$CXX, g\+\+, clang\+\+, c\+\+\)"):
         build.build(tmp_path / "some.so")
     monkeypatch.setattr(build, "is_current", lambda: False)
+    monkeypatch.setattr(sources, "LIBRARY", tmp_path / "stale.so")
+    (tmp_path / "stale.so").write_bytes(b"of other sources")
     assert build.main() == 1
+    assert not (tmp_path / "stale.so").exists()
     assert capsys.readouterr().err.startswith("the kernels' host library was not built, NumPy does their work: no C++")
 
 
