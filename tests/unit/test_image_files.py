@@ -22,6 +22,7 @@ from hydrax_gpu import ImageError
 from hydrax_gpu._decode import chain, jpeg, reading
 from hydrax_gpu._decode.contract import Buffer
 from hydrax_gpu._decode.turbo import Turbo, open_turbo
+from hydrax_gpu._kernels.resize_crop_flip_normalize import Resize
 from hydrax_gpu.loaders import ImageLoader, RandomResizedCrop
 from tests import image_files as pictures
 from tests.fuzz_images import mutant
@@ -271,7 +272,7 @@ def test_damaged_files_do_no_harm_under_sanitizers(tmp_path: Path) -> None:
     preload = runtime(compiler())
     assert preload is not None
     folder = sources.folder()
-    parts = ["resize_crop_flip_normalize.cu", "jpeg.cpp", "philox.cpp", "host.cpp"]
+    parts = ["resize_crop_flip_normalize.cu", "jpeg.cpp", "quick.cpp", "philox.cpp", "host.cpp"]
     library = str(tmp_path / "sanitized.so")
     subprocess.run(
         [*compiler(), *build.FLAGS, *FLAGS, '-DHX_DIGEST=""', "-shared", *(str(folder / part) for part in parts),
@@ -295,14 +296,13 @@ def test_threads_do_not_disturb_each_other(monkeypatch: pytest.MonkeyPatch) -> N
         loader(files[number], {"image": wanted[number, seed]}, seed)
     # both have decoded before either resizes: in a buffer that they shared, one would find the other's pixels
     both_decoded = threading.Barrier(2, timeout=60)
-    original = chain.Chain.decode
+    original = Resize.__call__
 
-    def decode(*arguments: Any) -> Any:
-        part = original(*arguments)
+    def resize(*arguments: Any, **options: Any) -> None:
         both_decoded.wait()
-        return part
+        original(*arguments, **options)
 
-    monkeypatch.setattr(chain.Chain, "decode", decode)
+    monkeypatch.setattr(Resize, "__call__", resize)
     got = np.zeros_like(wanted)
 
     def work(number: int) -> None:
