@@ -7,5 +7,6 @@
 | `reading` | a file into a buffer that is kept |
 | `jpeg` | what a JPEG file says of itself before it is decoded |
 | `turbo`, `simple`, `pillow` | decoders, one a module |
+| `quick` | the common case, an ordinary JPEG file, from end to end in one call |
 | `chain` | which of them reads a picture, and who comes after one that cannot |
 """

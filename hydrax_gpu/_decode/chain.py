@@ -108,6 +108,11 @@ class Chain:
             return self._turbo
         return simple.Simple(buffer) if name == simple.NAME else self._all_formats()
 
+    @property
+    def turbo(self) -> turbo.Turbo | None:
+        """The decoder by libjpeg-turbo, if it is the first to be asked and there are no profiles to be honoured."""
+        return self._turbo if self._decoders[0] is self._turbo and not self._srgb else None
+
     def _all_formats(self) -> pillow_module.Pillow:
         if self._pillow is None:
             self._pillow = pillow_module.Pillow(self._background, srgb=self._srgb)

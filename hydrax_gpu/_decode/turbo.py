@@ -155,6 +155,12 @@ class Turbo:
         self._box_at, self._size_at = ctypes.addressof(self._box), ctypes.addressof(self._size)
         self._found_at = ctypes.addressof(self._found)
 
+    @property
+    def reader(self) -> int:
+        """The decompressor's address, while this object lives."""
+        assert self._reader is not None
+        return self._reader
+
     def scan(self, data: Bytes) -> Header | None:
         """As `hydrax_gpu._decode.jpeg.scan`."""
         if self._library.scan(data.__array_interface__["data"][0], data.size, self._found_at):

@@ -108,7 +108,7 @@ def build(
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(_run, jobs))
         whole = os.path.join(temporary, "whole.so")
-        _run([*command, "-shared", *flags, *(job[-1] for job in jobs), "-ldl", "-o", whole])
+        _run([*command, "-shared", *flags, *(job[-1] for job in jobs), "-ldl", "-lm", "-o", whole])
         library.parent.mkdir(parents=True, exist_ok=True)
         partial = library.with_name(f"{library.name}.{os.getpid()}")
         shutil.copyfile(whole, partial)

@@ -15,9 +15,10 @@ from hydrax_gpu._decode.chain import DECODERS, Chain
 from hydrax_gpu._decode.contract import Damaged
 from hydrax_gpu._decode.draws import Words, center_box, flipped, host_words, random_box, words
 from hydrax_gpu._decode.geometry import turned
+from hydrax_gpu._decode.quick import CENTER, RANDOM, WHOLE, Quick
 from hydrax_gpu._decode.reading import Reader
 from hydrax_gpu._kernels.host import load
-from hydrax_gpu._kernels.resize_crop_flip_normalize import EIGHTHS, Box, Resize
+from hydrax_gpu._kernels.resize_crop_flip_normalize import EIGHTHS, UPRIGHT, Box, Resize
 from hydrax_gpu._spec import ArraySpec
 from hydrax_gpu.errors import ImageError
 from hydrax_gpu.loaders._declaration import CenterCrop, Color, Crop, ImageDeclaration, Layout, RandomResizedCrop
@@ -28,6 +29,7 @@ Source: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview"
 Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 _RANDOM = RandomResizedCrop()
+_FLIPPED = turned(1, flip=True)
 _SOURCES: tuple[type, ...] = (str, os.PathLike, bytes, bytearray, memoryview)
 
 
@@ -213,13 +215,30 @@ class _Worker:
             declaration.dtype, scale, bias,
         )  # fmt: skip
 
+        self._shape, self._dtype = declaration.shape, declaration.dtype
+        self._quick: Quick | None = None
+        if library is not None and self.chain.turbo is not None:
+            self._quick = Quick(
+                library, self.chain.turbo, height=height, width=width, gray=gray, flip=declaration.flip,
+                max_file_bytes=declaration.max_file_bytes, max_pixels=declaration.max_pixels,
+            )  # fmt: skip
+        crops = declaration.crop, declaration.validation_crop
+        self._crops = [_crop_arguments(crop, declaration.size) for crop in crops]
+
     def load(self, source: Source, out: npt.NDArray[Any], seed: int | None) -> None:
-        what = self._what
-        if out.shape != what.shape or out.dtype != what.dtype:
+        if out.shape != self._shape or out.dtype != self._dtype:
             raise ValueError(
-                f"got an array of shape {out.shape} and dtype {out.dtype} for the pictures, wanted {what.shape} and "
-                f"{what.dtype}: declare it by the loader's own arrays()"
+                f"got an array of shape {out.shape} and dtype {out.dtype} for the pictures, wanted {self._shape} and "
+                f"{self._dtype}: declare it by the loader's own arrays()"
             )
+        if isinstance(source, os.PathLike):
+            source = os.fsdecode(source)
+        if self._quick is not None:
+            kind, options = self._crops[seed is None]
+            if (found := self._quick.load(source, seed, kind, **options)) is not None:
+                self._resize(found.pixels, found.box, out, turn=_FLIPPED if found.flip else UPRIGHT)
+                return
+        what = self._what
         if isinstance(source, str | os.PathLike):
             data = self._reader.read(source)
         else:
@@ -240,6 +259,14 @@ class _Worker:
         except Damaged as error:
             raise ImageError(_name(source), str(error)) from error.__cause__
         self._resize(part.pixels, part.box, out, turn=turned(picture.orientation, flip=flip))
+
+
+def _crop_arguments(crop: Crop, size: tuple[int, int]) -> tuple[int, dict[str, Any]]:
+    if isinstance(crop, RandomResizedCrop):
+        return RANDOM, {"scale": crop.scale, "ratio": crop.ratio}
+    if isinstance(crop, CenterCrop):
+        return CENTER, {"resize": crop.shorter_side(size)}
+    return WHOLE, {}
 
 
 def draw(what: ImageDeclaration, seed: int | None, width: int, height: int, words: Words = words) -> tuple[Box, bool]:

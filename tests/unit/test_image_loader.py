@@ -17,6 +17,7 @@ from hydrax_gpu import DataGroup, Dataloader, ImageError
 from hydrax_gpu._decode import chain, draws
 from hydrax_gpu._decode.geometry import TURNS
 from hydrax_gpu._kernels.host import load as load_library
+from hydrax_gpu._kernels.resize_crop_flip_normalize import Resize
 from hydrax_gpu._plan.philox import philox4x32
 from hydrax_gpu.loaders import CenterCrop, ImageLoader, RandomResizedCrop
 from hydrax_gpu.loaders.images import draw
@@ -93,13 +94,13 @@ def test_parts_that_are_decoded_alone_equal_those_of_the_whole_picture() -> None
 
 def test_fewer_pixels_are_decoded_than_the_picture_has(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
-    original = chain._part
+    original = Resize.__call__
 
-    def part(result: Any, box: Any) -> Any:
-        decoded.append(result.pixels.shape[0] * result.pixels.shape[1])
-        return original(result, box)
+    def resize(self: Resize, picture: Any, *rest: Any, **options: Any) -> None:
+        decoded.append(picture.shape[0] * picture.shape[1])
+        original(self, picture, *rest, **options)
 
-    monkeypatch.setattr(chain, "_part", part)
+    monkeypatch.setattr(Resize, "__call__", resize)
     data = pictures.encoded(pictures.photograph())
     _host()
     loader = ImageLoader(16, crop=RandomResizedCrop(scale=(0.1, 0.1)))
@@ -196,6 +197,54 @@ def test_by_default_a_validation_item_is_the_centre_crop_and_never_mirrored() ->
     data = pictures.encoded(pictures.photograph())
     loader = ImageLoader(28, flip=1.0)
     np.testing.assert_array_equal(load(loader, data, None), load(ImageLoader(28, crop=CenterCrop(32)), data, None))
+
+
+@pytest.mark.parametrize("kind", ["jpeg 4:2:0", "jpeg 4:2:2", "jpeg gray", "jpeg rgb", "jpeg restart markers"])
+@pytest.mark.parametrize("color", ["RGB", "gray"])
+def test_the_quick_way_gives_the_same_as_the_chain_of_decoders(kind: str, color: Any, tmp_path: Path) -> None:
+    _host()
+    crops = (RandomResizedCrop(), RandomResizedCrop((0.9, 1), (3, 4)), CenterCrop(13), CenterCrop(40), None)
+    for (width, height), crop in itertools.product([(48, 36), (211, 317), (9, 400), (3, 2)], crops):
+        data = pictures.kinds(width, height)[kind]
+        path = tmp_path / f"{width}.jpg"
+        path.write_bytes(data)
+        quick = ImageLoader((13, 11), crop=crop, color=color, flip=0.3)
+        slow = ImageLoader((13, 11), crop=crop, color=color, flip=0.3)
+        load(slow, data)
+        slow._threads.worker._quick = None
+        for seed in (None, *range(12)):
+            arguments = {"scale": crop.scale, "ratio": crop.ratio} if isinstance(crop, RandomResizedCrop) else {}
+            wanted = load(slow, data, seed)
+            np.testing.assert_array_equal(load(quick, str(path), seed), wanted)
+            np.testing.assert_array_equal(load(quick, data, seed), wanted)
+            if seed is not None and arguments:
+                found = quick._threads.worker._quick.load(data, seed, 1, **arguments)
+                assert found is not None, "this picture is an ordinary one"
+                assert found.flip == draws.flipped(seed, 0.3)
+
+
+def test_draws_and_boxes_of_the_quick_way_are_those_of_python() -> None:
+    _host()
+    data = pictures.kinds(333, 257)["jpeg gray"]
+    loader = ImageLoader(300)
+    load(loader, data)
+    quick = loader._threads.worker._quick
+    for seed in range(3000):
+        found = quick.load(data, seed, 1, scale=(0.08, 1.0), ratio=(0.75, 4 / 3))
+        box = draws.random_box(seed, 333, 257, (0.08, 1.0), (0.75, 4 / 3))
+        assert found.box[2:] == box[2:]
+        assert found.box.x % 8 == 0 == found.box.y
+        assert found.flip == draws.flipped(seed, 0.5)
+
+
+def test_what_is_not_ordinary_is_left_to_the_chain() -> None:
+    _host()
+    for kind in ("jpeg progressive", "jpeg cmyk", "png rgb"):
+        loader = ImageLoader(8)
+        load(loader, pictures.kinds()[kind])
+        assert loader._threads.worker._quick.load(pictures.kinds()[kind], 1, 0) is None
+    turned = pictures.oriented(pictures.photograph(), 6)
+    assert loader._threads.worker._quick.load(turned, 1, 0) is None
 
 
 # Formats.
