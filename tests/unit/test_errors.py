@@ -58,10 +58,6 @@ TEXTS: list[tuple[Exception, str]] = [
     ),
     (errors.PlacementError("placement_func raised ValueError: no"), "placement_func raised ValueError: no"),
     (
-        errors.ImageError("photos/1.jpg", "it is empty (0 bytes)"),
-        "photos/1.jpg: it is empty (0 bytes)",
-    ),
-    (
         errors.StateMismatch("training[0].batch_size", 8, 4),
         "the saved state does not fit this loader: training[0].batch_size was 8 in it and is 4 now. Resume with the "
         "same batch_size, or start anew without the state.",
@@ -96,6 +92,14 @@ TEXTS: list[tuple[Exception, str]] = [
     (
         errors.WorkerStartError("a worker could not start: OSError: no such licence server"),
         "a worker could not start: OSError: no such licence server",
+    ),
+    (
+        errors.ImageError("photos/1.jpg", "it is empty (0 bytes)"),
+        "photos/1.jpg: it is empty (0 bytes)",
+    ),
+    (
+        errors.DecodeError("array 'tokens': its row splits are not sound"),
+        "array 'tokens': its row splits are not sound",
     ),
 ]
 
