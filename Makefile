@@ -8,6 +8,8 @@ ARGS :=
 # which CUDA build `make gpu-check` installs: cuda12 or cuda13
 CUDA := cuda12
 PYTHON := python3
+# the host library of the kernels; installing the package builds it, and this does when their sources have changed
+KERNELS := hydrax_gpu/_kernels/lib/hydrax_kernels.so
 
 # -qq: errors only
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
@@ -24,15 +26,15 @@ help:
 	@echo "make gpu-check  the tests that need one (CUDA=cuda12 or cuda13)"
 	@echo "make clean      remove what the others made, .venv and .demo included"
 
-demo: $(VENV)/.stamp-demo
+demo: $(VENV)/.stamp-demo $(KERNELS)
 	@$(BIN)/python docs/examples/digits/train.py $(ARGS)
 
-test: $(VENV)/.stamp-dev
+test: $(VENV)/.stamp-dev $(KERNELS)
 	@$(BIN)/python -m pytest $(ARGS)
 
 # pyright looks into the environment whose python is first in PATH; --verifytypes knows no other way
 lint: export PATH := $(CURDIR)/$(BIN):$(PATH)
-lint: $(VENV)/.stamp-dev
+lint: $(VENV)/.stamp-dev $(KERNELS)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
@@ -43,14 +45,14 @@ docs: $(VENV)/.stamp-docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict  # the theme advertises its successor otherwise
 	@echo "open site/index.html"
 
-bench: $(VENV)/.stamp-bench
+bench: $(VENV)/.stamp-bench $(KERNELS)
 	@$(BIN)/python -m benchmarks cpu $(ARGS)
 
-gpu-check: $(VENV)/.stamp-$(CUDA)
+gpu-check: $(VENV)/.stamp-$(CUDA) $(KERNELS)
 	@$(BIN)/python -m pytest -m gpu $(ARGS)
 
 clean:
-	rm -rf $(VENV) .demo site build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(dir $(KERNELS)) $(VENV) .demo site build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -64,8 +66,12 @@ $(BIN)/python:
 	echo "hydrax_gpu needs Python 3.11 or newer, and none was found; name one: make PYTHON=/path/to/python3" >&2; \
 	exit 1
 
+# Without a compiler this says so and goes on: NumPy does the kernels' work then.
+$(KERNELS): $(wildcard kernels/*) hydrax_gpu/_kernels/build.py hydrax_gpu/_kernels/sources.py | $(BIN)/python
+	-@$(BIN)/python hydrax_gpu/_kernels/build.py
+
 # .stamp-demo holds the package with its extra "demo", and so on
-$(VENV)/.stamp-%: pyproject.toml | $(BIN)/python
+$(VENV)/.stamp-%: pyproject.toml hatch_build.py | $(BIN)/python
 	@echo "installing the package and what '$*' needs into $(VENV) (once)"
 	@$(PIP) -e '.[$*]'
 	@touch $@
