@@ -231,6 +231,8 @@ class Dataloader(Generic[D]):
             self._guard = InterruptGuard(stream, sigterm=bool(self._sigterm))
             self._guard.install()
             _place.prepare()  # while the workers start
+            assert self._placer is not None
+            self._placer.prepare()
             close_at_exit()
         except BaseException:
             self._close()
