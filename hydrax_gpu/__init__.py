@@ -10,7 +10,14 @@ if TYPE_CHECKING:
     from hydrax_gpu.batch import TrainingBatch as TrainingBatch
     from hydrax_gpu.batch import ValidationBatch as ValidationBatch
     from hydrax_gpu.debug import debug_batch_references as debug_batch_references
+    from hydrax_gpu.decode import Decode as Decode
+    from hydrax_gpu.decode import Dequantize as Dequantize
+    from hydrax_gpu.decode import Normalize as Normalize
+    from hydrax_gpu.decode import Oklab as Oklab
+    from hydrax_gpu.decode import PadRagged as PadRagged
+    from hydrax_gpu.decode import UnpackBits as UnpackBits
     from hydrax_gpu.errors import BatchTimeoutError as BatchTimeoutError
+    from hydrax_gpu.errors import DecodeError as DecodeError
     from hydrax_gpu.errors import LoaderError as LoaderError
     from hydrax_gpu.errors import NotEnoughMemory as NotEnoughMemory
     from hydrax_gpu.errors import PlacementError as PlacementError
@@ -33,14 +40,21 @@ __all__ = [
     "BatchTimeoutError",
     "DataGroup",
     "Dataloader",
+    "Decode",
+    "DecodeError",
+    "Dequantize",
     "ErrorPolicy",
     "LoaderError",
+    "Normalize",
     "NotEnoughMemory",
+    "Oklab",
+    "PadRagged",
     "PlacementError",
     "Report",
     "StateMismatch",
     "TooManyBadItems",
     "TrainingBatch",
+    "UnpackBits",
     "ValidationBatch",
     "WorkerDied",
     "WorkerStartError",
@@ -63,6 +77,13 @@ _HOME = {
     "BatchTimeoutError": "errors",
     "DataGroup": "group",
     "Dataloader": "loader",
+    "Decode": "decode",
+    "DecodeError": "errors",
+    "Dequantize": "decode",
+    "Normalize": "decode",
+    "Oklab": "decode",
+    "PadRagged": "decode",
+    "UnpackBits": "decode",
     "LoaderError": "errors",
     "PlacementError": "errors",
     "Report": "report",

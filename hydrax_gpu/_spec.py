@@ -3,21 +3,27 @@
 A batch is one contiguous block of memory. Each declared array starts at an offset that is a multiple of `ALIGNMENT`
 and holds `batch_size` rows without gaps, so that the loader's view of an item, the batch's view, and the `jax.Array`
 are all plain C-contiguous windows on the same bytes.
+
+An array with a decode has two regions: what the loader function writes (*wire*) and what the batch holds. All wire
+regions come first, those of arrays without a decode among them, so that one copy takes them to a device.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALIGNMENT", "ArrayLayout", "ArraySpec", "Layout", "LayoutTuple"]
+if TYPE_CHECKING:
+    from hydrax_gpu.decode import Decode, Kept
+
+__all__ = ["ALIGNMENT", "ArrayLayout", "ArraySpec", "Layout", "LayoutTuple", "kept"]
 
 ALIGNMENT = 256
 """Bytes. JAX aliases host memory from 64-byte boundaries on; CUDA's coalesced and bulk copies like 256."""
@@ -47,11 +53,14 @@ class ArraySpec:
         shape: shape of one item, without the batch dimension; `()` for a scalar.
         numpy_dtype: dtype of the memory that the loader function fills.
         jax_dtype: dtype of the `jax.Array` in the batch; converted to when it differs from `numpy_dtype`.
+        decode: what the workers make of it: `Normalize`, `UnpackBits`, `Dequantize`, `PadRagged` or `Oklab`. The loader
+            function then fills an array of `shape` and `numpy_dtype`, and the batch holds what the decode says.
     """
 
     shape: tuple[int, ...]
     numpy_dtype: npt.DTypeLike
     jax_dtype: Any
+    decode: Decode | None = None
 
     @staticmethod
     def of(name: str, value: object) -> ArraySpec:
@@ -61,7 +70,9 @@ class ArraySpec:
             TypeError: the declaration is neither.
             ValueError: shape or dtype is not one that a batch can hold.
         """
+        decode = None
         if isinstance(value, ArraySpec):
+            decode = value.decode
             parts: tuple[object, ...] = (value.shape, value.numpy_dtype, value.jax_dtype)
         elif isinstance(value, tuple | list):
             parts = tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
@@ -74,7 +85,10 @@ class ArraySpec:
             )
         shape, numpy_dtype, jax_dtype = parts
         return ArraySpec(
-            _shape(name, shape), _dtype(name, "numpy_dtype", numpy_dtype), _dtype(name, "jax_dtype", jax_dtype)
+            _shape(name, shape),
+            _dtype(name, "numpy_dtype", numpy_dtype),
+            _dtype(name, "jax_dtype", jax_dtype),
+            _decode(name, decode),
         )
 
 
@@ -108,11 +122,23 @@ class ArrayLayout:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The memory of one batch: its arrays, in the order they were declared, and its size in bytes."""
+    """The memory of one batch.
+
+    Attributes:
+        rows: items of a batch.
+        arrays: what the batch holds, in the order of declaration; what a decode adds follows its array.
+        nbytes: size of it all, in bytes.
+        wire: what the loader function writes, in the order of declaration. Without a decode, an array of the batch.
+        wire_nbytes: size of the wire regions, which are the first, in bytes.
+        decodes: how those of `arrays` that are not in `wire` come about, by the name of the declared array.
+    """
 
     rows: int
     arrays: tuple[ArrayLayout, ...]
     nbytes: int
+    wire: tuple[ArrayLayout, ...]
+    wire_nbytes: int
+    decodes: tuple[tuple[str, Decode], ...] = ()
 
     @staticmethod
     def build(rows: int, specs: Mapping[str, object]) -> Layout:
@@ -123,27 +149,39 @@ class Layout:
         """
         if not specs:
             raise ValueError("got no arrays, wanted at least one {name: (item_shape, numpy_dtype, jax_dtype)}")
-        arrays: list[ArrayLayout] = []
+        wire: list[ArrayLayout] = []
+        decodes: list[tuple[str, Decode]] = []
         offset = 0
         for name, value in specs.items():
             if not isinstance(name, str) or not name:  # pyright: ignore[reportUnnecessaryIsInstance]
                 raise TypeError(f"array names are non-empty strings, got {name!r}")
             spec = ArraySpec.of(name, value)
             array = ArrayLayout(name, (rows, *spec.shape), np.dtype(spec.numpy_dtype), np.dtype(spec.jax_dtype), offset)
-            arrays.append(array)
+            wire.append(array)
             offset = _aligned(offset + array.nbytes)
-        return Layout(rows, tuple(arrays), offset)
+            if spec.decode is not None:
+                decodes.append((name, spec.decode))
+        if not decodes:
+            return Layout(rows, tuple(wire), offset, tuple(wire), offset)
+        arrays, end = _decoded(rows, wire, dict(decodes), offset)
+        return Layout(rows, arrays, end, tuple(wire), offset, tuple(decodes))
+
+    @property
+    def batch_nbytes(self) -> int:
+        """Bytes of what the batch holds, each array rounded up to the alignment."""
+        return sum(_aligned(array.nbytes) for array in self.arrays)
 
     def tuples(self) -> MappingProxyType[str, LayoutTuple]:
-        """The layouts as hydrax shows them: name → `LayoutTuple`."""
+        """What the batch holds, as hydrax shows it: name → `LayoutTuple`."""
         return MappingProxyType({a.name: (a.shape, a.numpy_dtype, a.jax_dtype, a.offset, a.count) for a in self.arrays})
 
     def batch_views(self, memory: Buffer, rows: int | None = None) -> dict[str, npt.NDArray[Any]]:
         """Arrays of the first `rows` rows (all by default) over `memory`, which starts at the batch's first byte."""
-        n = self.rows if rows is None else rows
-        return {
-            a.name: np.ndarray((n, *a.item_shape), a.numpy_dtype, buffer=memory, offset=a.offset) for a in self.arrays
-        }
+        return _views(self.arrays, memory, self.rows if rows is None else rows)
+
+    def wire_views(self, memory: Buffer) -> dict[str, npt.NDArray[Any]]:
+        """As `batch_views`, of what the loader function writes."""
+        return _views(self.wire, memory, self.rows)
 
     def item_views(self, memory: memoryview) -> Sequence[MappingProxyType[str, npt.NDArray[Any]]]:
         """For each row, the read-only mapping of writable views that the loader function is called with."""
@@ -153,8 +191,47 @@ class Layout:
         for row in range(self.rows):
             yield {
                 a.name: np.ndarray(a.item_shape, a.numpy_dtype, buffer=memory, offset=a.offset + row * a.row_nbytes)
-                for a in self.arrays
+                for a in self.wire
             }
+
+
+def _views(arrays: Sequence[ArrayLayout], memory: Buffer, rows: int) -> dict[str, npt.NDArray[Any]]:
+    return {a.name: np.ndarray((rows, *a.item_shape), a.numpy_dtype, buffer=memory, offset=a.offset) for a in arrays}
+
+
+def _decoded(
+    rows: int, wire: Sequence[ArrayLayout], decodes: Mapping[str, Decode], offset: int
+) -> tuple[tuple[ArrayLayout, ...], int]:
+    """The batch's arrays, and where they end."""
+    declared = kept(wire)
+    arrays: list[ArrayLayout] = []
+    for array in wire:
+        decode = decodes.get(array.name)
+        if decode is None:
+            arrays.append(array)
+            continue
+        try:
+            outputs = decode.outputs(array.name, declared)
+            taken = [name for name in outputs if name != array.name and name in declared]
+            taken += [name for name in outputs if any(name == each.name for each in arrays)]
+            if taken:
+                raise ValueError(
+                    f"{type(decode).__name__}: there is an array {taken[0]!r} already, wanted another name"
+                )
+        except ValueError as error:
+            raise ValueError(f"array {array.name!r}: {error}") from None
+        for name, (shape, dtype, jax_dtype) in outputs.items():
+            added = ArrayLayout(name, (rows, *shape), dtype, jax_dtype, offset)
+            arrays.append(added)
+            offset = _aligned(offset + added.nbytes)
+    return tuple(arrays), offset
+
+
+def kept(arrays: Iterable[ArrayLayout]) -> dict[str, Kept]:
+    """The arrays as a decode knows them."""
+    from hydrax_gpu.decode import Kept
+
+    return {a.name: Kept(a.item_shape, a.numpy_dtype, a.jax_dtype) for a in arrays}
 
 
 def _aligned(n: int) -> int:
@@ -199,3 +276,15 @@ def _dtype(name: str, which: str, value: object) -> np.dtype[Any]:
             f"array {name!r}: {which} {dtype.str!r} has foreign byte order; wanted {dtype.newbyteorder('=')}"
         )
     return dtype
+
+
+def _decode(name: str, value: object) -> Decode | None:
+    if value is None:
+        return None
+    from hydrax_gpu.decode import Decode
+
+    if not isinstance(value, Decode):
+        raise TypeError(
+            f"array {name!r}: got decode={value!r}, wanted Normalize, UnpackBits, Dequantize, PadRagged or Oklab"
+        )
+    return value

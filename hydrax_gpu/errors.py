@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchTimeoutError",
+    "DecodeError",
     "LoaderError",
     "NotEnoughMemory",
     "PlacementError",
@@ -56,6 +57,13 @@ class BatchTimeoutError(_Portable, TimeoutError):
         self.items: tuple[int, ...] = tuple(items)
         self.stacks: dict[int, str] = dict(stacks or {})
         super().__init__(message)
+
+
+class DecodeError(_Portable, ValueError):
+    """What the loader function wrote into an array with a decode cannot be decoded: row splits that are not sound.
+
+    A bad item, like one whose loader function raised; the message names the array.
+    """
 
 
 class LoaderError(_Portable, RuntimeError):

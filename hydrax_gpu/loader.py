@@ -29,6 +29,7 @@ from hydrax_gpu._exec.procs import ProcessExecutor
 from hydrax_gpu._exec.protocol import WorkSpec
 from hydrax_gpu._exec.role import is_worker
 from hydrax_gpu._exec.threads import ThreadExecutor
+from hydrax_gpu._kernels.choice import Choice, choose
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, validation_of
 from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, to_state
@@ -205,6 +206,7 @@ class Dataloader(Generic[D]):
         self._guard: InterruptGuard | None = None
         self._arena: Arena | None = None
         self._placer: _place.Placer | None = None
+        self._kernels: Choice | None = None
         self._entered_ns = 0
         self._left_ns = 0
         self._idle_seen_ns = 0
@@ -299,6 +301,8 @@ class Dataloader(Generic[D]):
         groups = (*self._training, *self._validation)
         layouts = [layout_of(group) for group in groups]
         policy = self._policy
+        if any(layout.decodes for layout in layouts):
+            self._kernels = choose()
         spec = WorkSpec(
             self._loader_func,
             self._startup_func,
@@ -307,6 +311,7 @@ class Dataloader(Generic[D]):
             retries=policy.retries,
             backoff=policy.backoff,
             keep_exceptions=policy.mode == "raise",
+            kernels=self._kernels.path if self._kernels is not None else None,
         )
         workers = 1 if self._executor_name == "inline" else self._count
         arena = self._arena = Arena.create(
@@ -492,6 +497,7 @@ class Dataloader(Generic[D]):
             dropped_batches=progress.dropped_batches,
             replaced_items=progress.replaced_items,
             worker_deaths=tuple(runner.deaths) if runner is not None else (),
+            kernels="" if self._kernels is None else str(self._kernels),
         )
 
     def _notes(self) -> tuple[str, ...]:

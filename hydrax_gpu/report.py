@@ -79,6 +79,8 @@ class Report:
     """Rows that hold a substitute for a bad item."""
     worker_deaths: tuple[WorkerDeath, ...] = ()
     """Workers that ended by themselves and were replaced."""
+    kernels: str = ""
+    """What decodes arrays: `host library`, or `NumPy` and why; empty when none is declared to be decoded."""
 
     @property
     def batches(self) -> int:
@@ -138,6 +140,8 @@ class Report:
             f"{' on huge pages' if self.huge_pages else ''}, delivery: {', '.join(self.delivery) or 'none yet'}",
             f"verdict       {self.verdict}",
         ]
+        if self.kernels:
+            lines.append(f"decoding      by {self.kernels}")
         if self.device is not None:
             where = f", {self.device_memory_bytes / 2**20:.1f} MiB there" if self.device_memory_bytes else ""
             pinned = "pinned" if self.pinned else "not pinned"

@@ -27,7 +27,7 @@ using f32 = float;
 #ifdef __CUDACC__
 #define HX_FN __device__ __forceinline__
 #define HX_UNROLL _Pragma("unroll")
-#define HX_SHARED(type, name, count) __shared__ type name[count]
+#define HX_SHARED(type, name, count) __shared__ alignas(16) type name[count]
 #define HX_SYNC() __syncthreads()
 #define HX_FOR(i, n) for (int i = (int)threadIdx.x; i < (n); i += HX_THREADS)
 #define HX_BLOCKS(row, rows, tile, tiles)                         \
@@ -80,6 +80,15 @@ HX_FN T least(T a, T b) {
 }
 
 HX_FN i64 ceil_div(i64 n, i64 d) { return (n + d - 1) / d; }
+
+// Correctly rounded on both targets.
+HX_FN f32 square_root(f32 x) {
+#ifdef __CUDACC__
+    return __fsqrt_rn(x);
+#else
+    return __builtin_sqrtf(x);
+#endif
+}
 
 template <class T>
 HX_FN const T* at(const void* base, i64 bytes) {
@@ -206,6 +215,22 @@ HX_FN void map(const In* __restrict__ in, Out* __restrict__ out, int n, F f) {
     }
 #else
     for (int i = 0; i < n; ++i) out[i] = f(i, in[i]);
+#endif
+}
+
+// out[i] = f(b, in[i]) for i < n, where b is the block that the element is in: blocks have `block` elements, and the
+// first element is number `first` of block 0. One phase.
+template <class In, class Out, class F>
+HX_FN void map_blocks(const In* __restrict__ in, Out* __restrict__ out, int n, u32 first, u32 block, F f) {
+#ifdef __CUDACC__
+    map(in, out, n, [=](int i, In x) { return f((first + (u32)i) / block, x); });
+#else
+    u32 b = 0;
+    for (int begin = 0; begin < n; ++b) {
+        const int end = (int)least<i64>(n, (i64)(b + 1) * block - first);
+        for (int i = begin; i < end; ++i) out[i] = f(b, in[i]);
+        begin = end;
+    }
 #endif
 }
 

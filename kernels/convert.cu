@@ -212,7 +212,8 @@ HX_FN void pixels(const ConvertArgs& a) {
 
 }  // namespace
 
-#define CONVERT_WAY(way, In, Out) \
+#define CONVERT_WAY(way, In, Out) CONVERT_WAY_(way, In, Out)
+#define CONVERT_WAY_(way, In, Out) \
     HX_KERNEL(convert_##way##_##In##_##Out, ConvertArgs) { way<In, Out>(args); }
 #define CONVERT(In, Out)           \
     CONVERT_WAY(last, In, Out)     \
@@ -221,6 +222,9 @@ HX_FN void pixels(const ConvertArgs& a) {
     CONVERT_WAY(pixels, In, Out)
 #define CONVERT_FROM(In) CONVERT(In, u8) CONVERT(In, f16) CONVERT(In, bf16) CONVERT(In, f32)
 
+#ifdef HX_IN  // CUDA compiles what is asked for
+CONVERT(HX_IN, HX_OUT)
+#else
 CONVERT_FROM(u8)
 CONVERT_FROM(i8)
 CONVERT_FROM(u16)
@@ -229,3 +233,4 @@ CONVERT_FROM(i32)
 CONVERT_FROM(f16)
 CONVERT_FROM(bf16)
 CONVERT_FROM(f32)
+#endif

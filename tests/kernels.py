@@ -75,5 +75,8 @@ class Rows:
 
     def assert_no_other_bytes(self) -> None:
         """What lies around and between the rows is as it was."""
-        self.array[...] = np.full(self.array.dtype.itemsize, 0xA5, np.uint8).view(self.array.dtype)[0]
+        each = self.array.dtype.itemsize
+        begin = self.array.ctypes.data - self._memory.ctypes.data
+        own = np.ndarray((*self.array.shape, each), np.uint8, self._memory, begin, (*self.array.strides, 1))
+        own[...] = 0xA5
         assert (self._memory == 0xA5).all()

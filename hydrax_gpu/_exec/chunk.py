@@ -5,13 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy.typing as npt
 
 from hydrax_gpu._exec.protocol import Failure, LoaderFunc, Task
 from hydrax_gpu._mem.arena import WORDS, Arena
 from hydrax_gpu._spec import Layout
+
+if TYPE_CHECKING:
+    from hydrax_gpu._exec.decoding import RowDecoder
 
 __all__ = ["ChunkRunner", "describe", "format_traceback"]
 
@@ -36,6 +39,7 @@ class ChunkRunner:
         backoff: seconds before the first retry; each further one waits twice as long.
         keep: whether failures keep the exception.
         catch: what the loader function may raise without more harm than a bad item.
+        kernels: the file of the kernels' host library, or None for NumPy to do their work.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class ChunkRunner:
         backoff: float = 0.0,
         keep: bool = True,
         catch: tuple[type[BaseException], ...] = (Exception, SystemExit),
+        kernels: str | None = None,
     ) -> None:
         self._loader = loader
         self._layouts = layouts
@@ -64,12 +69,19 @@ class ChunkRunner:
         self._tasks = 0
         self._loud = 0  # the last of them with something to tell
         self._views: dict[tuple[int, int], Sequence[_ItemArrays]] = {}
+        self._decoders: dict[int, RowDecoder] = {}
+        for index, layout in enumerate(layouts):
+            if layout.decodes:
+                from hydrax_gpu._exec.decoding import RowDecoder  # most workers need none of it
+
+                self._decoders[index] = RowDecoder(layout, arena, kernels)
 
     def run(self, task: Task) -> tuple[int, list[dict[str, Any] | None] | None, tuple[Failure, ...]]:
         """Returns `(busy_ns, additional, failures)` as `Result` has them."""
         items = task.items
         seeds: Sequence[int | None] = task.seeds if task.seeds is not None else (None,) * len(items)
         views = self._item_views(task.slot, task.layout)[task.row : task.row + len(items)]
+        decoder = self._decoders.get(task.layout)
         additional: list[dict[str, Any] | None] | None = None
         failures: list[Failure] = []
         loader, status, word, catch = self._loader, self._status, self._word, self._catch
@@ -85,7 +97,7 @@ class ChunkRunner:
                 if result and not isinstance(result, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
                     raise _not_a_dict(result)
             except catch as error:
-                failure, result = self._retry(begun - first - 1, item, arrays, seed, error)
+                failure, result = self._retry(task, begun - first - 1, arrays, error)
                 if failure is not None:
                     failures.append(failure)
                     continue
@@ -93,6 +105,8 @@ class ChunkRunner:
                 if additional is None:
                     additional = _nothing(len(items))
                 additional[begun - first - 1] = result
+        if decoder is not None and not status[0]:
+            failures, additional = self._decode(decoder, task, views, failures, additional)
         busy = time.perf_counter_ns() - start
         self._begun = begun
         self._tasks += 1
@@ -101,9 +115,36 @@ class ChunkRunner:
         self._arena.tell_done(self._worker, self._tasks, self._loud)
         return busy, additional, tuple(failures)
 
+    def _decode(
+        self,
+        decoder: RowDecoder,
+        task: Task,
+        views: Sequence[_ItemArrays],
+        failures: list[Failure],
+        additional: list[dict[str, Any] | None] | None,
+    ) -> tuple[list[Failure], list[dict[str, Any] | None] | None]:
+        """Decodes the rows that were loaded; those that cannot be are tried again from their loading on."""
+        failed = {failure.offset for failure in failures}
+        begin = 0
+        for end in (*sorted(failed), len(task.items)):
+            if begin < end:
+                for row, error in decoder(task.slot, task.row + begin, task.row + end).items():
+                    offset = row - task.row
+                    failure, result = self._retry(task, offset, views[offset], error)
+                    if failure is not None:
+                        failures.append(failure)
+                    if additional is None and result:
+                        additional = _nothing(len(task.items))
+                    if additional is not None:
+                        additional[offset] = result or None
+            begin = end + 1
+        return failures, additional
+
     def _retry(
-        self, offset: int, item: Any, arrays: _ItemArrays, seed: int | None, error: BaseException
+        self, task: Task, offset: int, arrays: _ItemArrays, error: BaseException
     ) -> tuple[Failure | None, dict[str, Any] | None]:
+        item, seed = task.items[offset], task.seeds[offset] if task.seeds is not None else None
+        decoder, row = self._decoders.get(task.layout), task.row + offset
         for attempt in range(self._retries):
             if not self._wait(self._backoff * 2**attempt):
                 break
@@ -111,6 +152,9 @@ class ChunkRunner:
                 result = self._loader(item, arrays, seed)
                 if result and not isinstance(result, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
                     raise _not_a_dict(result)
+                # Here already, so that what cannot be decoded is not tried more often than what cannot be loaded.
+                if decoder is not None and (wrong := decoder(task.slot, row, row + 1)):
+                    raise wrong[row]
                 return None, result
             except self._catch as again:
                 error = again

@@ -17,8 +17,9 @@ class InlineExecutor:
 
     def __init__(self, spec: WorkSpec, arena: Arena, inbox: Inbox) -> None:
         self._runner = ChunkRunner(
-            spec.loader, spec.layouts, arena, 0, retries=spec.retries, backoff=spec.backoff, keep=spec.keep_exceptions
-        )
+            spec.loader, spec.layouts, arena, 0,
+            retries=spec.retries, backoff=spec.backoff, keep=spec.keep_exceptions, kernels=spec.kernels,
+        )  # fmt: skip
         self._startup = spec.startup
         self._inbox = inbox
         self._tasks: deque[Task] = deque()

@@ -133,6 +133,7 @@ def _encode_spec(spec: WorkSpec) -> bytes:
             spec.retries,
             spec.backoff,
             spec.keep_exceptions,
+            spec.kernels,
         )
         return encode(parts)
     except Exception as error:

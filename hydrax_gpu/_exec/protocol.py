@@ -51,6 +51,7 @@ class WorkSpec:
         keep_exceptions: whether failures have the exception itself, and not only its text and traceback. In this
             process, it holds on to all frames that it went through, and through them to their callers', and so to
             batches: only for a run that ends with it.
+        kernels: the host library's file, or None for NumPy to do the kernels' work.
     """
 
     loader: LoaderFunc
@@ -60,6 +61,7 @@ class WorkSpec:
     retries: int = 0
     backoff: float = 0.0
     keep_exceptions: bool = True
+    kernels: str | None = None
 
 
 class Task(NamedTuple):

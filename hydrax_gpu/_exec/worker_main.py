@@ -51,17 +51,18 @@ def main(fd: int, memory: int, stack: int) -> NoReturn:
         sys.argv = argv
         sys.modules["__main__"] = _LazyMain(main_module)
         arena = Arena.attach(ArenaShape(*shape), memory)
-        loader, startup, layouts, nice, retries, backoff, keep = link.receive()
+        loader, startup, layouts, nice, retries, backoff, keep, kernels = link.receive()
         if nice:
             os.nice(nice)
         if startup is not None:
             startup()
+        runner = ChunkRunner(
+            loader, layouts, arena, index,
+            retries=retries, backoff=backoff, keep=keep, catch=(BaseException,), kernels=kernels,
+        )  # fmt: skip
     except BaseException as error:
         link.send(encode(("failed", os.getpid(), describe(error), format_traceback(error), _pickled(error))))
         sys.exit(1)
-    runner = ChunkRunner(
-        loader, layouts, arena, index, retries=retries, backoff=backoff, keep=keep, catch=(BaseException,)
-    )
     link.send(encode(("ready", os.getpid(), "jax" in sys.modules)))
     gc.freeze()  # what was imported stays; keep it out of every later collection
     while True:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
+from hydrax_gpu._kernels.arguments import address, fields
 from hydrax_gpu._kernels.formats import Floats, from_f32, tag, to_f32
 from hydrax_gpu._kernels.host import Library
 
@@ -24,16 +25,9 @@ OUTPUTS = ("uint8", "float16", "bfloat16", "float32")
 class Args(ctypes.Structure):
     """`ConvertArgs` of the source."""
 
-    _fields_ = (
-        ("in_", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("in_stride", ctypes.c_int64),
-        ("out_stride", ctypes.c_int64),
-        ("rows", ctypes.c_int64),
-        ("pixels", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
+    _fields_ = fields(
+        pointers="in_ out scale bias",
+        int64="in_stride out_stride rows pixels channels",
     )
 
 
@@ -104,8 +98,8 @@ class Convert:
             out[...] = twin(rows, self._scale, self._bias, self._way, out.dtype)
             return
         args = self._args
-        args.in_ = rows.__array_interface__["data"][0]
-        args.out = out.__array_interface__["data"][0]
+        args.in_ = address(rows)
+        args.out = address(out)
         args.in_stride = rows.strides[0]
         args.out_stride = out.strides[0]
         args.rows = len(rows)

@@ -254,7 +254,7 @@ class Placer:
         elif device is not None:
             if self._delivery == "alias" or (self._delivery == "auto" and AUTO_ON_DEVICE == "alias"):
                 return _Layout(layout, "alias", dtypes, DeviceLayout.build(layout, dtypes, device.converts))
-        elif self._delivery == "alias" or (self._delivery == "auto" and layout.nbytes > AUTO_COPY_BYTES):
+        elif self._delivery == "alias" or (self._delivery == "auto" and layout.batch_nbytes > AUTO_COPY_BYTES):
             way = "alias"
         return _Layout(layout, way, dtypes)
 
