@@ -25,7 +25,7 @@ _CUDA, _CUDA_HOST = 2, 3  # DLDeviceType
 
 # CuPy has no types that pyright could see.
 _cuda: Any = cupy.cuda  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-_runtime: Any = _cuda.runtime  # pyright: ignore[reportUnknownMemberType]
+_runtime: Any = _cuda.runtime  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _increment(x: Any) -> Any:
@@ -156,7 +156,7 @@ class CudaDevice:
             if self._convert is None:
                 from hydrax_gpu._place.cuda_kernels import ConvertKernel
 
-                self._convert = ConvertKernel(self._id)
+                self._convert = ConvertKernel(_runtime)
             self._convert(stream, work)
 
     # XLA.
