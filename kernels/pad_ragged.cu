@@ -18,7 +18,8 @@
 //   status       (rows,) i32: 0, or an error with the number of the sequence at fault, 4 * sequence + one of
 //                1 the splits do not begin at 0, descend or exceed the capacity, 2 too long for a line, 3 fits no line
 //
-// A row with an error is left half-written. At most kLines lines when packed. Grid: y over rows.
+// There is a kernel for each type of the splits and each size of the elements, pad_ragged_SPLITS_UNSIGNED. A row with an
+// error is left half-written. At most kLines lines when packed. Grid: y over rows.
 // NumPy twin: hydrax_gpu._kernels.pad_ragged.twin
 #include "common.cuh"
 
@@ -120,10 +121,14 @@ HX_FN void pad_ragged(const PadRaggedArgs& a) {
 
 }  // namespace
 
-#define PAD_RAGGED(Split, bytes, T) \
-    HX_KERNEL(pad_ragged_##Split##_##bytes, PadRaggedArgs) { pad_ragged<Split, T>(args); }
-#define PAD_RAGGED_BY(Split) \
-    PAD_RAGGED(Split, 1, u8) PAD_RAGGED(Split, 2, u16) PAD_RAGGED(Split, 4, u32) PAD_RAGGED(Split, 8, u64)
+#define PAD_RAGGED_(Split, T) \
+    HX_KERNEL(pad_ragged_##Split##_##T, PadRaggedArgs) { pad_ragged<Split, T>(args); }
+#define PAD_RAGGED(Split, T) PAD_RAGGED_(Split, T)
+#define PAD_RAGGED_BY(Split) PAD_RAGGED(Split, u8) PAD_RAGGED(Split, u16) PAD_RAGGED(Split, u32) PAD_RAGGED(Split, u64)
 
+#ifdef HX_IN  // CUDA compiles what is asked for
+PAD_RAGGED(HX_IN, HX_OUT)
+#else
 PAD_RAGGED_BY(i32)
 PAD_RAGGED_BY(i64)
+#endif

@@ -63,13 +63,22 @@ class Rows:
         dtype: of the elements.
         offset: elements from a multiple of 64 bytes to the first row.
         gap: elements between two rows.
+        tight: let the memory end with the last row, and begin with the first if there is no offset, so that an address
+            sanitizer sees what goes beyond.
     """
 
-    def __init__(self, shape: tuple[int, ...], dtype: Any, offset: int = 0, gap: int = 0) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: Any, offset: int = 0, gap: int = 0, *, tight: bool = False
+    ) -> None:
         dtype = np.dtype(dtype)
         pitch = math.prod(shape[1:]) + gap
-        self._memory = np.full((offset + shape[0] * pitch) * dtype.itemsize + 192, 0xA5, np.uint8)
-        begin = -self._memory.ctypes.data % 64 + 64 + offset * dtype.itemsize
+        size = (offset + shape[0] * pitch) * dtype.itemsize
+        if tight:
+            self._memory = np.full(max(0, size - (gap * dtype.itemsize if shape[0] else 0)), 0xA5, np.uint8)
+            begin = offset * dtype.itemsize
+        else:
+            self._memory = np.full(size + 192, 0xA5, np.uint8)
+            begin = -self._memory.ctypes.data % 64 + 64 + offset * dtype.itemsize
         strides = (pitch * dtype.itemsize, *np.empty((1, *shape[1:]), dtype).strides[1:])
         self.array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, self._memory, begin, strides)
 

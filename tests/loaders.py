@@ -6,6 +6,7 @@ import ctypes
 import os
 import select
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -310,3 +311,41 @@ class Hangs:
 def hang_at_start() -> None:
     """A startup function that never returns."""
     threading.Event().wait()
+
+
+def record_of(item: int, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    """What `writes_records` puts into an array: random numbers, `splits` in ascending order, `length` within 0 to 9."""
+    rng = np.random.default_rng([item, *name.encode()])
+    if name == "splits":
+        return np.concatenate([[0], np.sort(rng.integers(0, 10, shape[0] - 1))]).astype(dtype)
+    if np.dtype(dtype).kind in "iu":
+        return rng.integers(0, 10 if name == "length" else 100, shape).astype(dtype)
+    return rng.random(shape).astype(dtype)
+
+
+def writes_records(item: int, arrays: Any, seed: int | None) -> None:
+    """Random numbers that depend on the item and the array's name alone."""
+    for name, array in arrays.items():
+        array[...] = record_of(item, name, array.shape, array.dtype)
+
+
+class WritesBadSplits:
+    """As `writes_records`, but the splits of some items descend, for the first `times` times in each process."""
+
+    def __init__(self, *items: int, times: int = 1 << 30) -> None:
+        self.items = items
+        self.times = times
+        self.tries: dict[int, int] = {}
+
+    def __call__(self, item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
+        writes_records(item, arrays, seed)
+        self.tries[item] = self.tries.get(item, 0) + 1
+        if item in self.items and self.tries[item] <= self.times:
+            arrays["splits"][-1] = -1
+        return {"try": self.tries[item]}
+
+
+def tells_modules(item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
+    """As `fill`; tells what the process has imported."""
+    fill(item, arrays, seed)
+    return {"modules": sorted(sys.modules)}

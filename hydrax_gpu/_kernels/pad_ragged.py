@@ -145,7 +145,7 @@ class PadRagged:
         self._ragged = ragged
         self._entry = None
         if library is not None:
-            self._entry = library.entry(f"pad_ragged_{'i64' if splits.itemsize == 8 else 'i32'}_{dtype.itemsize}")
+            self._entry = library.entry(f"pad_ragged_i{8 * splits.itemsize}_u{8 * dtype.itemsize}")
             self._args = Args(
                 pad=int.from_bytes(np.asarray(ragged.pad, dtype).tobytes(), "little"),
                 capacity=ragged.capacity,

@@ -18,7 +18,8 @@ PUBLIC = {
     *("ArraySpec", "Batch", "DataGroup", "Dataloader", "Report", "TrainingBatch", "ValidationBatch"),
     *("BadItem", "BadItems", "ErrorPolicy", "debug_batch_references", "is_worker"),
     *("BatchTimeoutError", "LoaderError", "NotEnoughMemory", "PlacementError", "StateMismatch", "TooManyBadItems"),
-    *("WorkerDied", "WorkerStartError"),
+    *("WorkerDied", "WorkerStartError", "DecodeError"),
+    *("Decode", "Dequantize", "Normalize", "Oklab", "PadRagged", "UnpackBits"),
 }
 
 
