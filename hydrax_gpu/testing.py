@@ -355,6 +355,8 @@ class FakeDevice:
 
             self._add(self.transfers, "copy to XLA", run, source=view.ctypes.data)
             self.record(ready, self.transfers)
+            if self._automatic:
+                self.run()
             return FakeArray(target, ready)
 
     def _add(
