@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import handover, items, large, plan, soak, startup, table
+from . import handover, items, kernels, large, plan, startup, table
 from .harness import Experiment, Run, prepared_file, run_rounds
 from .subjects import installed_peers
 from .workloads import make_large_file
@@ -17,6 +18,7 @@ from .workloads import make_large_file
 NAMES = ("items", "bytes", "startup", "handover", "plan")
 SLOW = ("soak",)
 """Only measured when asked for: it takes minutes, and one round says it all."""
+NAMES = ("items", "bytes", "startup", "handover", "plan", "kernels")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,6 +87,8 @@ def chosen(options: argparse.Namespace, stack: ExitStack) -> Iterator[Experiment
         yield from plan.experiments()
     if "soak" in options.only:
         yield from soak.experiments(options.batches)
+    if "kernels" in options.only:
+        yield from kernels.experiments()
 
 
 def progress(run: Run) -> None:

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from hydrax_gpu.batch import TrainingBatch as TrainingBatch
     from hydrax_gpu.batch import ValidationBatch as ValidationBatch
     from hydrax_gpu.debug import debug_batch_references as debug_batch_references
-    from hydrax_gpu.decode import Decode as Decode
-    from hydrax_gpu.decode import Dequantize as Dequantize
-    from hydrax_gpu.decode import Normalize as Normalize
-    from hydrax_gpu.decode import Oklab as Oklab
-    from hydrax_gpu.decode import PadRagged as PadRagged
-    from hydrax_gpu.decode import UnpackBits as UnpackBits
+    from hydrax_gpu.decode.base import Decode as Decode
+    from hydrax_gpu.decode.packed import Dequantize as Dequantize
+    from hydrax_gpu.decode.packed import UnpackBits as UnpackBits
+    from hydrax_gpu.decode.pictures import Normalize as Normalize
+    from hydrax_gpu.decode.pictures import Oklab as Oklab
+    from hydrax_gpu.decode.ragged import PadRagged as PadRagged
     from hydrax_gpu.errors import BatchTimeoutError as BatchTimeoutError
     from hydrax_gpu.errors import DecodeError as DecodeError
     from hydrax_gpu.errors import LoaderError as LoaderError
@@ -77,13 +77,13 @@ _HOME = {
     "BatchTimeoutError": "errors",
     "DataGroup": "group",
     "Dataloader": "loader",
-    "Decode": "decode",
+    "Decode": "decode.base",
     "DecodeError": "errors",
-    "Dequantize": "decode",
-    "Normalize": "decode",
-    "Oklab": "decode",
-    "PadRagged": "decode",
-    "UnpackBits": "decode",
+    "Dequantize": "decode.packed",
+    "Normalize": "decode.pictures",
+    "Oklab": "decode.pictures",
+    "PadRagged": "decode.ragged",
+    "UnpackBits": "decode.packed",
     "LoaderError": "errors",
     "PlacementError": "errors",
     "Report": "report",

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from hydrax_gpu.decode import Decode, Kept
+    from hydrax_gpu.decode.base import Decode, Kept
 
 __all__ = ["ALIGNMENT", "ArrayLayout", "ArraySpec", "Layout", "LayoutTuple", "kept"]
 
@@ -229,7 +229,7 @@ def _decoded(
 
 def kept(arrays: Iterable[ArrayLayout]) -> dict[str, Kept]:
     """The arrays as a decode knows them."""
-    from hydrax_gpu.decode import Kept
+    from hydrax_gpu.decode.base import Kept
 
     return {a.name: Kept(a.item_shape, a.numpy_dtype, a.jax_dtype) for a in arrays}
 
@@ -281,7 +281,7 @@ def _dtype(name: str, which: str, value: object) -> np.dtype[Any]:
 def _decode(name: str, value: object) -> Decode | None:
     if value is None:
         return None
-    from hydrax_gpu.decode import Decode
+    from hydrax_gpu.decode.base import Decode
 
     if not isinstance(value, Decode):
         raise TypeError(

@@ -99,53 +99,71 @@ HX_FN Three linear_of(Three c) {
             dot(-0.0041960863f, l3, -0.7034186147f, m3, 1.7076147010f, s3)};
 }
 
-HX_FN f32 decoded(u8 x, const f32* linear) { return linear[x]; }
-HX_FN f32 decoded(f32 x, const f32*) { return to_linear(x); }
+template <class In>
+HX_FN f32 decoded(In x, const f32* linear) {
+    if constexpr (sizeof(In) == 1)
+        return linear[x];
+    else
+        return to_linear(x);
+}
 
 template <class Out>
 HX_FN Out encoded(f32 x) {
-    return from_f32<Out>(x);
+    const f32 y = from_linear(x);
+    return from_f32<Out>(sizeof(Out) == 1 ? y * 255.0f : y);
 }
 
-template <>
-HX_FN u8 encoded<u8>(f32 x) {
-    return from_f32<u8>(x * 255.0f);
-}
-
-template <class In, class Out, bool to_oklab, bool in_planes, bool out_planes>
-HX_FN void recolour(const SrgbOklabArgs& a) {
+// The channels of a tile's pixels one by one, through the transfer function, and in a phase of its own the three together.
+template <class In, class Out, bool planes>
+HX_FN void to_oklab(const SrgbOklabArgs& a) {
+    HX_SHARED(f32, shared, 3 * kTile);
     const f32* __restrict__ linear = a.linear;
     HX_BLOCKS(row, a.rows, tile, ceil_div(a.pixels, kTile)) {
         const i64 begin = tile * kTile;
         const int n = (int)least<i64>(kTile, a.pixels - begin);
-        const In* __restrict__ in = at<In>(a.in, row * a.in_stride) + (in_planes ? begin : begin * 3);
-        Out* __restrict__ out = at<Out>(a.out, row * a.out_stride) + (out_planes ? begin : begin * 3);
-        const i64 in_pixel = in_planes ? 1 : 3, in_channel = in_planes ? a.pixels : 1;
-        const i64 out_pixel = out_planes ? 1 : 3, out_channel = out_planes ? a.pixels : 1;
+        HX_SYNC();
+        map(at<In>(a.in, row * a.in_stride) + begin * 3, shared, 3 * n, [=](int, In x) { return decoded(x, linear); });
+        HX_SYNC();
+        Out* __restrict__ out = at<Out>(a.out, row * a.out_stride) + (planes ? begin : begin * 3);
+        const i64 pixel = planes ? 1 : 3, channel = planes ? a.pixels : 1;
         HX_FOR(k, n) {
-            const In x = in[k * in_pixel], y = in[k * in_pixel + in_channel], z = in[k * in_pixel + 2 * in_channel];
-            Three c;
-            if constexpr (to_oklab) {
-                c = oklab_of({decoded(x, linear), decoded(y, linear), decoded(z, linear)});
-            } else {
-                c = linear_of({to_f32(x), to_f32(y), to_f32(z)});
-                c = {from_linear(c.x), from_linear(c.y), from_linear(c.z)};
-            }
-            out[k * out_pixel] = encoded<Out>(c.x);
-            out[k * out_pixel + out_channel] = encoded<Out>(c.y);
-            out[k * out_pixel + 2 * out_channel] = encoded<Out>(c.z);
+            const Three c = oklab_of({shared[3 * k], shared[3 * k + 1], shared[3 * k + 2]});
+            out[k * pixel] = from_f32<Out>(c.x);
+            out[k * pixel + channel] = from_f32<Out>(c.y);
+            out[k * pixel + 2 * channel] = from_f32<Out>(c.z);
         }
+    }
+}
+
+template <class In, class Out, bool planes>
+HX_FN void to_srgb(const SrgbOklabArgs& a) {
+    HX_SHARED(f32, shared, 3 * kTile);
+    HX_BLOCKS(row, a.rows, tile, ceil_div(a.pixels, kTile)) {
+        const i64 begin = tile * kTile;
+        const int n = (int)least<i64>(kTile, a.pixels - begin);
+        const In* __restrict__ in = at<In>(a.in, row * a.in_stride) + (planes ? begin : begin * 3);
+        const i64 pixel = planes ? 1 : 3, channel = planes ? a.pixels : 1;
+        HX_SYNC();
+        HX_FOR(k, n) {
+            const Three c = linear_of(
+                {to_f32(in[k * pixel]), to_f32(in[k * pixel + channel]), to_f32(in[k * pixel + 2 * channel])});
+            shared[3 * k] = c.x;
+            shared[3 * k + 1] = c.y;
+            shared[3 * k + 2] = c.z;
+        }
+        HX_SYNC();
+        map(shared, at<Out>(a.out, row * a.out_stride) + begin * 3, 3 * n, [](int, f32 x) { return encoded<Out>(x); });
     }
 }
 
 }  // namespace
 
-#define TO_OKLAB(In, Out)                                                                                             \
-    HX_KERNEL(srgb_to_oklab_last_##In##_##Out, SrgbOklabArgs) { recolour<In, Out, true, false, false>(args); }        \
-    HX_KERNEL(srgb_to_oklab_planes_##In##_##Out, SrgbOklabArgs) { recolour<In, Out, true, false, true>(args); }
-#define TO_SRGB(In, Out)                                                                                              \
-    HX_KERNEL(oklab_to_srgb_last_##In##_##Out, SrgbOklabArgs) { recolour<In, Out, false, false, false>(args); }       \
-    HX_KERNEL(oklab_to_srgb_pixels_##In##_##Out, SrgbOklabArgs) { recolour<In, Out, false, true, false>(args); }
+#define TO_OKLAB(In, Out)                                                                                   \
+    HX_KERNEL(srgb_to_oklab_last_##In##_##Out, SrgbOklabArgs) { to_oklab<In, Out, false>(args); }           \
+    HX_KERNEL(srgb_to_oklab_planes_##In##_##Out, SrgbOklabArgs) { to_oklab<In, Out, true>(args); }
+#define TO_SRGB(In, Out)                                                                                    \
+    HX_KERNEL(oklab_to_srgb_last_##In##_##Out, SrgbOklabArgs) { to_srgb<In, Out, false>(args); }            \
+    HX_KERNEL(oklab_to_srgb_pixels_##In##_##Out, SrgbOklabArgs) { to_srgb<In, Out, true>(args); }
 
 TO_OKLAB(u8, f32)
 TO_OKLAB(u8, f16)
