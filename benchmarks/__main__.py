@@ -9,8 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import handover, items, large, plan, soak, startup, table
-from . import handover, items, kernels, large, plan, startup, table
+from . import handover, items, kernels, large, plan, soak, startup, table
 from .harness import Experiment, Run, prepared_file, run_rounds
 from .subjects import installed_peers
 from .workloads import make_large_file

@@ -497,8 +497,17 @@ class Dataloader(Generic[D]):
             dropped_batches=progress.dropped_batches,
             replaced_items=progress.replaced_items,
             worker_deaths=tuple(runner.deaths) if runner is not None else (),
-            kernels="" if self._kernels is None else str(self._kernels),
+            kernels=self._decoded_by(),
         )
+
+    def _decoded_by(self) -> str:
+        if self._kernels is None:
+            return ""
+        on_device = self._placer.decoded_there if self._placer is not None else []
+        if not any(on_device):
+            return str(self._kernels)
+        device = self._placer.device_name if self._placer is not None else None
+        return f"{device}" if all(on_device) else f"{device}, {self._kernels}"
 
     def _notes(self) -> tuple[str, ...]:
         notes: list[str] = []

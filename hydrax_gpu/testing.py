@@ -18,7 +18,7 @@ import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,8 +27,9 @@ import numpy.typing as npt
 
 from hydrax_gpu._place import backends, jaxio
 from hydrax_gpu._place.conversions import exact
-from hydrax_gpu._place.device import Convert, DeviceMemory, Owner
-from hydrax_gpu._spec import ALIGNMENT
+from hydrax_gpu._place.decoding import bind
+from hydrax_gpu._place.device import Convert, Decoder, DeviceMemory, Owner
+from hydrax_gpu._spec import ALIGNMENT, Layout
 
 __all__ = ["FakeArray", "FakeDevice", "FakeEvent", "FakeStream"]
 
@@ -306,6 +307,20 @@ class FakeDevice:
 
         with self._lock:
             self._add(stream, "convert", run)
+
+    def decoder(self, layout: Layout) -> Decoder:
+        """By the kernels' NumPy twins."""
+        bound = bind(layout, None)
+
+        def decode(stream: FakeStream, loaded: Mapping[str, Any], batch: Mapping[str, Any]) -> None:
+            def run() -> None:
+                for each in bound:
+                    each(loaded, batch)
+
+            with self._lock:
+                self._add(stream, "decode", run)
+
+        return decode
 
     def fence(self, stream: FakeStream) -> None:
         """Waits for what `compute` has now; or does not, if `fences` is off."""

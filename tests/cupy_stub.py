@@ -7,6 +7,7 @@ are those of CuPy 14; a name that is missing here is an AttributeError.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import sys
 import types
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hydrax_gpu._kernels import sources
+from hydrax_gpu._kernels import device, sources
 from hydrax_gpu._kernels.host import load
 
 
@@ -138,14 +139,13 @@ class Device:
 class Function:
     num_regs = 32
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, arguments: type[ctypes.Structure]) -> None:
         self._entry = load(str(sources.LIBRARY)).entry(name)
+        self._arguments = arguments
 
     def __call__(self, grid: Sequence[int], block: Sequence[int], arguments: tuple[Any, ...]) -> None:
-        from hydrax_gpu._kernels.convert import Args
-
         (value,) = arguments
-        self._entry(Args.from_buffer_copy(value.tobytes()))
+        self._entry(self._arguments.from_buffer_copy(value.tobytes()))
 
 
 class RawModule:
@@ -153,9 +153,13 @@ class RawModule:
 
     def __init__(self, *, code: str, options: Sequence[str], backend: str) -> None:
         assert "HX_KERNEL" in code and backend == "nvrtc"
+        self._source = next(path.stem for path in sources.kernels() if path.read_text() == code)
+        self._types = [option.split("=")[1] for option in options if option.startswith("-DHX_")]
+        assert bool(self._types) == ("HX_IN" in code)
 
     def get_function(self, name: str) -> Function:
-        return Function(name)
+        assert all(f"_{each}" in name for each in self._types), "compiled for other types than it is asked for"
+        return Function(name, importlib.import_module(f"hydrax_gpu._kernels.{self._source}").Args)
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Runtime:
@@ -169,6 +173,9 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     cupy.__dict__.update(cuda=cuda, RawModule=RawModule, __version__="14.2.0")
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setitem(sys.modules, "cupy.cuda", cuda)
+    # neither finds the real one, which was found before, nor leaves the stub to those that come after
+    monkeypatch.setattr(device, "_cupy", lambda: cupy)
+    monkeypatch.setattr(device, "_module", device._module.__wrapped__)
     for name in ("hydrax_gpu._place.cuda", "hydrax_gpu._place.cuda_kernels"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return runtime

@@ -144,6 +144,10 @@ class Placer(Protocol):
         """Whether a batch that is gone is to be retired before the consumer is given another."""
         ...
 
+    def decodes(self, layout: int) -> bool:
+        """Whether a device decodes the arrays of a layout, so that workers must not."""
+        ...
+
     def place(
         self,
         slot: int,
@@ -221,6 +225,7 @@ class Runner:
         self._placer = placer
         self._data = data
         self._plain = [isinstance(each, range) and each == range(len(each)) for each in data]
+        self._worker_decodes: list[bool | None] = [None] * len(data)
         self._training_groups = training_groups
         self._make_batch = make_batch
         self._seen_taken = 0
@@ -353,10 +358,13 @@ class Runner:
         data = self._data[layout]
         seeds = None if plan.seeds is None else plan.seeds[begin:end]
         indices = plan.indices[begin:end]
+        decode = self._worker_decodes[layout]
+        if decode is None:
+            decode = self._worker_decodes[layout] = not self._placer.decodes(layout)
         try:
             # Of a plain range, which stands for "no descriptors, just numbers", the item is the index.
             items = indices if self._plain[layout] else list(map(data.__getitem__, indices))
-            task = Task(effect.chunk, effect.load.slot, layout, begin, items, seeds)
+            task = Task(effect.chunk, effect.load.slot, layout, begin, items, seeds, decode)
             self.executor.submit(effect.worker, task)
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.

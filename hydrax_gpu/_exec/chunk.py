@@ -81,7 +81,7 @@ class ChunkRunner:
         items = task.items
         seeds: Sequence[int | None] = task.seeds if task.seeds is not None else (None,) * len(items)
         views = self._item_views(task.slot, task.layout)[task.row : task.row + len(items)]
-        decoder = self._decoders.get(task.layout)
+        decoder = self._decoders.get(task.layout) if task.decode else None
         additional: list[dict[str, Any] | None] | None = None
         failures: list[Failure] = []
         loader, status, word, catch = self._loader, self._status, self._word, self._catch
@@ -144,7 +144,7 @@ class ChunkRunner:
         self, task: Task, offset: int, arrays: _ItemArrays, error: BaseException
     ) -> tuple[Failure | None, dict[str, Any] | None]:
         item, seed = task.items[offset], task.seeds[offset] if task.seeds is not None else None
-        decoder, row = self._decoders.get(task.layout), task.row + offset
+        decoder, row = self._decoders.get(task.layout) if task.decode else None, task.row + offset
         for attempt in range(self._retries):
             if not self._wait(self._backoff * 2**attempt):
                 break

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Generator
 from typing import Any
 
 from hydrax_gpu._place.device import Device
 
-__all__ = ["find", "replaced"]
+__all__ = ["find", "possible", "replaced"]
 
 _replacement: Callable[[Any], Device] | None = None
+
+
+def possible() -> bool:
+    """Whether there may be a device of ours: quickly, and without JAX."""
+    return _replacement is not None or os.path.exists("/dev/nvidiactl") or os.path.exists("/dev/dxg")
 
 
 def find(jax_device: Any) -> tuple[Device | None, str]:

@@ -14,8 +14,10 @@ import numpy as np
 
 from hydrax_gpu._place import jaxio
 from hydrax_gpu._place.conversions import exact
-from hydrax_gpu._place.device import Convert, DeviceMemory, Owner
+from hydrax_gpu._place.decoding import bind
+from hydrax_gpu._place.device import Convert, Decoder, DeviceMemory, Owner
 from hydrax_gpu._place.dlpack import Exporter
+from hydrax_gpu._spec import Layout
 
 __all__ = ["CudaDevice"]
 
@@ -158,6 +160,22 @@ class CudaDevice:
 
                 self._convert = ConvertKernel(_runtime)
             self._convert(stream, work)
+
+    def decoder(self, layout: Layout) -> Decoder:
+        """By the kernels of `kernels/`, one launch for each array."""
+        from hydrax_gpu._place.cuda_kernels import DeviceLibrary
+
+        with self._here:
+            library = DeviceLibrary(_runtime)
+            bound = bind(layout, library)
+
+        def decode(stream: Any, loaded: Any, batch: Any) -> None:
+            with self._here:
+                library.stream = stream
+                for each in bound:
+                    each(loaded, batch)
+
+        return decode
 
     # XLA.
 

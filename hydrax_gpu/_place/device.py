@@ -11,19 +11,27 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-__all__ = ["Convert", "Device", "DeviceMemory", "Event", "Owner", "Stream"]
+from hydrax_gpu._spec import Layout
+
+__all__ = ["Convert", "Decoder", "Device", "DeviceMemory", "Event", "Owner", "Stream"]
 
 Stream: TypeAlias = Any
 Event: TypeAlias = Any
 """Opaque: what `new_stream` and `new_event` of the same device have returned."""
 
 Owner: TypeAlias = Literal["device", "xla"]
+
+Arrays: TypeAlias = "Mapping[str, np.ndarray[Any, Any]]"
+
+Decoder: TypeAlias = "Callable[[Stream, Arrays, Arrays], None]"
+"""`(stream, arrays as they were loaded, arrays of the batch)`, in device memory; fills the latter, when it is the
+stream's turn."""
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -142,6 +150,10 @@ class Device(Protocol):
 
     def convert(self, stream: Stream, work: Convert) -> None:
         """Converts within device memory, when it is the stream's turn."""
+        ...
+
+    def decoder(self, layout: Layout) -> Decoder:
+        """What decodes the declared arrays of a layout, one that is `decoding.decodable`."""
         ...
 
     # XLA.

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._place import backends, jaxio, settle
+from hydrax_gpu._place.decoding import decodable
 from hydrax_gpu._place.device import Device
 from hydrax_gpu._place.dlpack import to_jax
 from hydrax_gpu._place.regions import DeviceLayout
@@ -134,6 +135,15 @@ class Placer:
         return None if self._device is None else self._device.name
 
     @property
+    def decoded_there(self) -> list[bool]:
+        """For each layout with arrays to be decoded, whether the device does that; empty before the first batch."""
+        return [
+            layout.device is not None and layout.device.decoder is not None
+            for layout in self._layouts or ()
+            if layout.layout.decodes
+        ]
+
+    @property
     def device_bytes(self) -> int:
         """Device memory of the slots."""
         return 0 if self._ring is None else self._ring.memory.nbytes
@@ -151,6 +161,26 @@ class Placer:
         with self._lock:
             if self._layouts is None:
                 self._layouts = self._prepare()
+
+    def decodes(self, layout: int) -> bool:
+        """Whether the device decodes the arrays of a layout, so that workers must not.
+
+        Only to answer this for arrays that are to be decoded and shared, and where there may be a GPU, does it wait for
+        JAX.
+        """
+        if not (decodable(self._specs[layout]) and self._wants_alias and self._user is None and backends.possible()):
+            return False
+        try:
+            self.prepare()
+        except Exception:  # which `place` will raise again, where it can be told
+            return False
+        assert self._layouts is not None
+        device = self._layouts[layout].device
+        return device is not None and device.decoder is not None
+
+    @property
+    def _wants_alias(self) -> bool:
+        return self._delivery == "alias" or (self._delivery == "auto" and AUTO_ON_DEVICE == "alias")
 
     def place(
         self,
@@ -252,8 +282,10 @@ class Placer:
             if self._delivery == "alias":
                 _log.warning("delivery='alias' cannot be had for 64-bit arrays while jax_enable_x64 is off: copying")
         elif device is not None:
-            if self._delivery == "alias" or (self._delivery == "auto" and AUTO_ON_DEVICE == "alias"):
-                return _Layout(layout, "alias", dtypes, DeviceLayout.build(layout, dtypes, device.converts))
+            if self._wants_alias:
+                decoder = device.decoder(layout) if decodable(layout) else None
+                plan = DeviceLayout.build(layout, dtypes, device.converts, decoder)
+                return _Layout(layout, "alias", dtypes, plan)
         elif self._delivery == "alias" or (self._delivery == "auto" and layout.batch_nbytes > AUTO_COPY_BYTES):
             way = "alias"
         return _Layout(layout, way, dtypes)
@@ -321,7 +353,10 @@ class Placer:
         on_release: Callable[[], None],
     ) -> Placement:
         assert entry.device is not None
-        self._host_views(entry, slot, plan)
+        if plan.valid < plan.rows and entry.device.decoder is not None:
+            _pad(entry.layout.wire_views(self._arena.slot(slot)), plan)
+        else:
+            self._host_views(entry, slot, plan)
         ring.fill(slot, generation, layout, plan.rows)
         arrays = ring.export(slot, layout, plan.rows, on_release)
         shared = [region.name for region in entry.device.regions if region.how != "xla"]

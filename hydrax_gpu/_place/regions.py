@@ -14,8 +14,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from hydrax_gpu._place.device import Convert
-from hydrax_gpu._spec import ALIGNMENT, Layout
+from hydrax_gpu._place.device import Convert, Decoder
+from hydrax_gpu._spec import ALIGNMENT, ArrayLayout, Layout
 
 __all__ = ["DeviceLayout", "Region", "coalesce"]
 
@@ -47,7 +47,7 @@ class Region:
     Attributes:
         name: of the array.
         item_shape: without the batch dimension.
-        source: offset of what is copied, in the host slot and in the device slot.
+        source: its offset in the host slot, and in the device slot before it is converted.
         source_dtype: of that.
         offset: of what JAX is given; equal to `source` unless a kernel converts.
         dtype: of that.
@@ -69,15 +69,28 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class DeviceLayout:
-    """The memory of one batch on the device; `nbytes` with the places for what is converted."""
+    """The memory of one batch on the device.
+
+    Attributes:
+        rows: of a full batch.
+        regions: its arrays.
+        nbytes: with the places for what is converted.
+        copied: what comes from the host: the arrays, or, if they are decoded on the device, what was loaded.
+        decoder: makes the former of the latter.
+    """
 
     rows: int
     regions: tuple[Region, ...]
     nbytes: int
+    copied: tuple[ArrayLayout, ...]
+    decoder: Decoder | None = None
 
     @staticmethod
     def build(
-        layout: Layout, dtypes: Mapping[str, np.dtype[Any]], converts: Callable[[np.dtype[Any], np.dtype[Any]], bool]
+        layout: Layout,
+        dtypes: Mapping[str, np.dtype[Any]],
+        converts: Callable[[np.dtype[Any], np.dtype[Any]], bool],
+        decoder: Decoder | None = None,
     ) -> DeviceLayout:
         """Lays a batch out.
 
@@ -85,6 +98,7 @@ class DeviceLayout:
             layout: of the host slot.
             dtypes: what each array is to have in the batch.
             converts: whether a kernel can convert from the first to the second.
+            decoder: what decodes on the device; without it the workers have done so.
         """
         regions: list[Region] = []
         end = layout.nbytes
@@ -106,11 +120,12 @@ class DeviceLayout:
                     how,
                 )
             )
-        return DeviceLayout(layout.rows, tuple(regions), -(-end // ALIGNMENT) * ALIGNMENT)
+        copied = layout.arrays if decoder is None else layout.wire
+        return DeviceLayout(layout.rows, tuple(regions), -(-end // ALIGNMENT) * ALIGNMENT, copied, decoder)
 
     def copies(self, rows: int) -> list[tuple[int, int]]:
         """`(offset, bytes)` of what is to be copied of a batch with so many rows: one piece, if its arrays are full."""
-        ranges = [(r.source, r.source + rows * r.item_size * r.source_dtype.itemsize) for r in self.regions]
+        ranges = [(array.offset, array.offset + rows * array.row_nbytes) for array in self.copied]
         return [(begin, end - begin) for begin, end in coalesce(ranges, gap=_GAP)]
 
     def converts(self, address: int, rows: int) -> list[Convert]:

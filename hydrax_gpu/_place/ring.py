@@ -46,10 +46,13 @@ thread of the driver's, holds up the stream until it has it, and aborts a proces
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._place import settle
@@ -97,6 +100,7 @@ class Ring:
             for slot in range(arena.shape.depth)
         ]
         self._copying: deque[tuple[int, int]] = deque()  # slot and generation, in the order of the stream
+        self._views: dict[tuple[int, int, int], tuple[dict[str, Any], dict[str, Any]]] = {}
         self.fences = 0
         """Number of fences so far."""
 
@@ -125,9 +129,28 @@ class Ring:
             device.copy_in(stream, entry.address + offset, host + offset, nbytes)
         device.record(entry.copied, stream)
         self._copying.append((slot, generation))
+        if plan.decoder is not None:
+            plan.decoder(stream, *self._decoded(slot, layout, rows))
         for work in plan.converts(entry.address, rows):
             device.convert(stream, work)
         device.record(entry.filled, stream)
+
+    def _decoded(self, slot: int, layout: int, rows: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arrays over device memory, which nobody reads here: as they were loaded, and as the batch holds them."""
+        views = self._views.get((slot, layout, rows))
+        if views is None:
+            plan = self._layouts[layout]
+            memory: Any = (ctypes.c_ubyte * self._stride).from_address(self._slots[slot].address)
+            loaded = {
+                a.name: np.ndarray((rows, *a.item_shape), a.numpy_dtype, buffer=memory, offset=a.offset)
+                for a in plan.copied
+            }
+            batch = {
+                r.name: np.ndarray((rows, *r.item_shape), r.source_dtype, buffer=memory, offset=r.source)
+                for r in plan.regions
+            }
+            views = self._views[slot, layout, rows] = loaded, batch
+        return views
 
     def export(self, slot: int, layout: int, rows: int, on_release: Callable[[], None]) -> dict[str, Any]:
         """The arrays of a slot that was filled. `on_release` is called when nothing on the host refers to them."""

@@ -14,23 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from hydrax_gpu._kernels import sources
+from hydrax_gpu._place.cuda_kernels import parts_of
 
 PAGE = 4096
 WINDOW = 4 << 20
 """Bytes from an argument's address on that a kernel may get at: no array of the tests is larger."""
 
-COMBINED = ("convert", "dequantize", "pad_ragged")
-"""Kernels that are compiled for one combination of types at a time, which end their entries' names."""
-
 
 def split_name(name: str) -> tuple[str, str, str]:
     """Source, input and output type of an entry."""
-    source = max((path.stem for path in sources.kernels() if name.startswith(path.stem)), key=len)
-    if source not in COMBINED:
-        return source, "", ""
-    inputs, output = name.removeprefix(source).split("_")[-2:]
-    return source, inputs, output
+    if name.startswith("pad_ragged_"):
+        splits, values = name.split("_")[-2:]
+        return "pad_ragged", splits, values
+    return parts_of(name)
 
 
 def windows(addresses: list[int], maps: list[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hydrax_gpu import NotEnoughMemory
+from hydrax_gpu import ArraySpec, Dequantize, Normalize, NotEnoughMemory, Oklab, UnpackBits
 from hydrax_gpu._kernels import sources
 from hydrax_gpu._place import backends
 from hydrax_gpu._place.conversions import exact
 from hydrax_gpu._place.device import Convert, Device
-from tests import cupy_stub
+from tests import cupy_stub, loaders
 from tests.small import group, loader
 
 needs_library = pytest.mark.skipif(
@@ -78,6 +78,42 @@ def test_a_loader_makes_the_calls_in_their_order(runtime: cupy_stub.Runtime, exe
     gc.collect()
     assert not runtime.registered
     assert names(runtime)[-3:].count("free") == 1 and "deviceSynchronize" in names(runtime)
+
+
+@needs_library
+def test_declared_arrays_are_decoded_by_the_same_kernels(runtime: cupy_stub.Runtime) -> None:
+    """The host's build of the sources runs in the device's place, with the arguments that the device would get."""
+    arrays = {
+        "picture": ArraySpec((6, 5, 3), np.uint8, jnp.bfloat16, Normalize((1, 2, 3), (4, 5, 6), 255, "HWC->CHW")),
+        "gray": ArraySpec((7, 400), np.float32, np.uint8, Normalize(unit=0.5)),
+        "mask": ArraySpec((3, 2), np.uint8, np.bool_, UnpackBits(1, width=13)),
+        "codes": ArraySpec((2, 8), np.int8, np.float32, Dequantize("scales", 4)),
+        "scales": ArraySpec((2, 2), np.float32, np.float32),
+        "four": ArraySpec((2, 8), np.uint8, jnp.bfloat16, Dequantize("halves", 16, 4)),
+        "halves": ArraySpec((2, 1), np.float16, np.float16),
+        "colours": ArraySpec((9, 3), np.uint8, np.float32, Oklab()),
+        "back": ArraySpec((3, 9), np.float32, np.uint8, Oklab("CHW->HWC", inverse=True)),
+    }
+
+    def run(**options: Any) -> list[dict[str, Any]]:
+        found = []
+        it = loader(loaders.fill_with_noise, group(range(20), loader_arrays=arrays), **options)
+        with it:
+            for batch in it:
+                found.append({name: np.array(array) for name, array in batch.arrays.items()})
+                del batch
+        found.append({"by": it.report().kernels})
+        return found
+
+    *expected, by = run()
+    assert "host library" in by["by"]
+    with backends.replaced(on_host):
+        *found, by = run(delivery="alias")
+    assert by["by"] == "a stub of a GPU"
+    for batch, wanted in zip(found, expected, strict=True):
+        for name in arrays:
+            np.testing.assert_array_equal(batch[name].view(np.uint8), wanted[name].view(np.uint8), err_msg=name)
+    assert names(runtime).count("memcpy") == 2 * 2 + 1 + 2, "each table is uploaded once"
 
 
 def test_memory_of_xlas_own_is_what_it_says(runtime: cupy_stub.Runtime) -> None:

@@ -19,11 +19,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hydrax_gpu import BatchTimeoutError, Dataloader, NotEnoughMemory
+from hydrax_gpu import (
+    ArraySpec,
+    BatchTimeoutError,
+    Dataloader,
+    Dequantize,
+    Normalize,
+    NotEnoughMemory,
+    Oklab,
+    PadRagged,
+    UnpackBits,
+)
 from hydrax_gpu._place import backends
 from hydrax_gpu._place.dlpack import Exporter
 from hydrax_gpu.loader import Delivery, ExecutorName
 from hydrax_gpu.testing import FakeArray, FakeDevice
+from tests import loaders
 from tests.race.pattern import assert_intact, fill, pattern_group
 from tests.small import group, loader
 
@@ -309,6 +320,80 @@ def test_batches_are_copied_by_jax_where_we_cannot_use_the_device(
     notes = [note for note in it.report().notes if "it is a toaster" in note]
     assert len(notes) == 1
     assert [record.getMessage() for record in caplog.records].count(notes[0]) == 1
+
+
+# Declared arrays that are decoded there.
+
+DECODED = {
+    "picture": ArraySpec((6, 5, 3), np.uint8, jnp.bfloat16, Normalize((1, 2, 3), (4, 5, 6), 255, "HWC->CHW")),
+    "gray": ArraySpec((7, 4), np.float32, np.uint8, Normalize(unit=0.5)),
+    "mask": ArraySpec((3, 2), np.uint8, np.bool_, UnpackBits(1, width=13)),
+    "codes": ArraySpec((2, 8), np.int8, np.float32, Dequantize("scales", 4)),
+    "scales": ArraySpec((2, 2), np.float32, np.float32),
+    "colours": ArraySpec((9, 3), np.uint8, np.float32, Oklab()),
+    "plain": ArraySpec((), np.int32, np.float32),
+}
+RAGGED = {
+    "values": ArraySpec((10,), np.int32, np.int32, PadRagged("splits", 5)),
+    "splits": ArraySpec((3,), np.int32, np.int32),
+    "mask": DECODED["mask"],
+}
+
+
+def contents(it: Dataloader[Any]) -> list[dict[str, Any]]:
+    found = []
+    with it:
+        for batch in it:
+            found.append({name: np.array(array) for name, array in batch.arrays.items()})
+            del batch
+    return found
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
+@pytest.mark.parametrize("remainder", ["pad", "short"])
+def test_declared_arrays_are_decoded_on_the_device_as_by_the_workers(executor: Any, remainder: Any) -> None:
+    def it(**options: Any) -> Dataloader[Any]:
+        training = group(range(10), loader_arrays=DECODED, remainder=remainder)
+        return loader(loaders.fill_with_noise, training, executor=executor, timeout_sec=30, **options)
+
+    expected = contents(it())
+    device = FakeDevice()
+    with device.in_use():
+        on_device = it(delivery="alias")
+        found = contents(on_device)
+    assert [list(batch) for batch in found] == [list(batch) for batch in expected]
+    for batch, wanted in zip(found, expected, strict=True):
+        for name in batch:
+            assert batch[name].dtype == wanted[name].dtype
+            np.testing.assert_array_equal(batch[name], wanted[name], err_msg=name)
+    layout = on_device._training[0]._layout
+    assert all(nbytes <= layout.wire_nbytes for _, _, nbytes in device.copies), "only what was loaded comes over"
+    for slot in range(3):
+        assert not any(on_device._arena.slot(slot)[layout.wire_nbytes : layout.nbytes]), "no worker has decoded"
+    assert "a fake device" in on_device.report().kernels
+
+
+def test_what_may_be_an_items_fault_is_decoded_by_the_workers() -> None:
+    def it(**options: Any) -> Dataloader[Any]:
+        return loader(loaders.fill_ragged, group(range(8), loader_arrays=RAGGED), **options)
+
+    expected = contents(it())
+    with FakeDevice().in_use():
+        on_device = it(delivery="alias")
+        found = contents(on_device)
+    for batch, wanted in zip(found, expected, strict=True):
+        for name in wanted:
+            np.testing.assert_array_equal(batch[name], wanted[name])
+    assert "fake" not in on_device.report().kernels and on_device.report().kernels
+    assert on_device.report().delivery == ("alias",)
+
+
+@pytest.mark.parametrize("delivery", ["auto", "copy"])
+def test_copied_batches_are_decoded_by_the_workers(delivery: Any) -> None:
+    with FakeDevice().in_use():
+        it = loader(loaders.fill_with_noise, group(range(8), loader_arrays=DECODED), delivery=delivery)
+        assert len(contents(it)) == 2
+    assert "fake" not in it.report().kernels
 
 
 def test_a_capsule_says_where_its_memory_lies_and_nobody_reads_it() -> None:
