@@ -86,6 +86,10 @@ class Runtime:
         assert kind in (1, 3) and stream >= 1000
         ctypes.memmove(dst, src, size)
 
+    def memset(self, ptr: int, value: int, size: int) -> None:
+        self._call("memset", ptr, value, size)
+        ctypes.memset(ptr, value, size)
+
     def hostRegister(self, ptr: int, size: int, flags: int) -> None:
         self._call("hostRegister", ptr, size, flags)
         assert ptr % 4096 == 0 and size % 4096 == 0 and size > 0

@@ -168,12 +168,13 @@ def probe_nvimgcodec() -> list[Finding]:
             kinds.append(kind)
     data["gpu_backends"] = kinds
     found = [Finding("nvImageCodec", "ok", f"{version}, decodes on the CPU", data=data)]
+    fix = f"see the line of the driver; with a driver: {_EXTRA}, which brings nvJPEG"
     if "HW_GPU_ONLY" in kinds:
         return [*found, Finding("JPEG engine", "ok", "the GPU decodes JPEG by its own engine")]
     if kinds:
         fix = "nothing to be done: it comes with the GPU (A100, H100 and later data-centre GPUs have it)"
         return [*found, Finding("JPEG engine", "limited", f"none; nvJPEG decodes by {', '.join(kinds)}", fix)]
-    return [*found, Finding("JPEG engine", "absent", "no JPEG can be decoded on a GPU", "see the line of the driver")]
+    return [*found, Finding("JPEG engine", "absent", "no JPEG can be decoded on a GPU", fix)]
 
 
 def probe_dali() -> list[Finding]:
