@@ -78,6 +78,8 @@ class _Layout:
     layout: Layout
     way: _Way
     dtypes: dict[str, np.dtype[Any]]
+    narrowed: bool
+    """Whether JAX makes 32-bit numbers of 64-bit ones, which it can only do by a copy of its own."""
     device: DeviceLayout | None = None
     copy: Callable[..., Any] | None = None
     views: dict[tuple[int, int], dict[str, npt.NDArray[Any]]] = field(
@@ -209,10 +211,10 @@ class Placer:
             self.prepare()
             assert self._layouts is not None
         entry = self._layouts[layout]
-        if entry.way == "copy" and self._device is None:
-            return self._copy(entry, slot, plan)
         if entry.way == "copy":
-            return self._copy_to_device(entry, slot, plan, on_release)
+            if self._device is not None and self.pinned and self._imports_pinned and not entry.narrowed:
+                return self._copy_to_device(self._device, entry, slot, plan, on_release)
+            return self._copy(entry, slot, plan)
         if self._user is not None:
             views = entry.layout.batch_views(self._arena.lease(slot, on_release), plan.rows)
             _pad(views, plan)
@@ -285,10 +287,10 @@ class Placer:
             if self._wants_alias:
                 decoder = device.decoder(layout) if decodable(layout) else None
                 plan = DeviceLayout.build(layout, dtypes, device.converts, decoder)
-                return _Layout(layout, "alias", dtypes, plan)
+                return _Layout(layout, "alias", dtypes, narrowed, plan)
         elif self._delivery == "alias" or (self._delivery == "auto" and layout.batch_nbytes > AUTO_COPY_BYTES):
             way = "alias"
-        return _Layout(layout, way, dtypes)
+        return _Layout(layout, way, dtypes, narrowed)
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -327,20 +329,30 @@ class Placer:
                 array.block_until_ready()
         return Placement(MappingProxyType(dict(zip(views, arrays, strict=True))), None)
 
-    def _copy_to_device(self, entry: _Layout, slot: int, plan: BatchPlan, on_release: Callable[[], None]) -> Placement:
-        device = self._device
-        assert device is not None
-        if not self.pinned or not self._imports_pinned:
-            return self._copy(entry, slot, plan)
+    def _copy_to_device(
+        self, device: Device, entry: _Layout, slot: int, plan: BatchPlan, on_release: Callable[[], None]
+    ) -> Placement:
         self._host_views(entry, slot, plan)
         token, released = settle.watch(on_release)
         views = entry.layout.batch_views(self._arena.lease(slot, released), plan.rows)
+        settle.held_by(token, ())
         arrays: dict[str, Any] = {}
         for name, view in views.items():
-            array = device.copy_to_jax(view)
+            try:
+                array = device.copy_to_jax(view)
+            except Exception as error:
+                return self._give_up_pinned(error, entry, slot, plan)
             arrays[name] = array if view.dtype == entry.dtypes[name] else jaxio.copier((entry.dtypes[name],))(array)[0]
-        settle.held_by(token, ())
         return Placement(MappingProxyType(arrays), ())
+
+    def _give_up_pinned(self, error: Exception, entry: _Layout, slot: int, plan: BatchPlan) -> Placement:
+        """The other way to copy, from now on. The slot is lent all the same: the lease tells when that ends."""
+        self._imports_pinned = False
+        self._note(
+            "jax cannot import pinned memory, so that batches are copied as if it were not pinned: "
+            f"{type(error).__name__}: {error}"
+        )
+        return Placement(self._copy(entry, slot, plan).arrays, ())
 
     def _fill_ring(
         self,

@@ -280,3 +280,11 @@ def test_all_arrays_of_a_batch_are_brought_over_in_one_copy() -> None:
     (copy,) = story.device.copies
     assert copy[1] == story.arena.address(0)
     assert copy[2] == LAYOUTS[0].arrays[-1].offset + LAYOUTS[0].arrays[-1].nbytes, "and no byte more than is used"
+
+
+def test_closing_waits_until_host_memory_is_no_longer_read() -> None:
+    story = Story()
+    story.place(1)
+    assert any(operation.source >= 0 for stream in story.device.streams for operation in stream.operations)
+    story.ring.close()
+    assert not any(operation.source >= 0 for stream in story.device.streams for operation in stream.operations)

@@ -165,8 +165,9 @@ def test_a_loader_waits_for_a_computation_that_does_not_end_and_does_not_write_o
             batch = next(it)
             device.launch(lambda x, y: seen.append(y.tolist()), *batch.arrays.values())
             del batch
-        with pytest.raises(BatchTimeoutError, match=r"slot \d (copying|retired)"):
+        with pytest.raises(BatchTimeoutError, match=r"slot \d (copying|retired)") as caught:
             next(it)
+        assert "2 slots wait to be copied to the device" in str(caught.value)
         open_latch()
         expected = [list(range(4 * n, 4 * n + 4)) for n in range(4)]
         assert seen == expected
@@ -236,6 +237,38 @@ def test_memory_that_cannot_be_pinned_is_said_once_and_works(caplog: pytest.LogC
         assert "could not be pinned" in note and "cudaErrorMemoryAllocation" in note and "ulimit -l" in note
         assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [note]
         assert "host memory not pinned" in str(it.report())
+
+
+def test_an_import_that_jax_refuses_is_said_once_and_works(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = list[int]()
+
+    def refuse(self: Any, view: Any) -> Any:
+        calls.append(1)
+        raise RuntimeError("UNIMPLEMENTED: kDLCUDAHost")
+
+    monkeypatch.setattr(FakeDevice, "copy_to_jax", refuse)
+    with FakeDevice().in_use():
+        it = loader(training=group(range(40)), delivery="copy", depth=2, executor="thread", timeout_sec=30)
+        with it:
+            for number in range(10):
+                assert next(it).arrays["y"].tolist() == list(range(4 * number, 4 * number + 4))
+    assert len(calls) == 1
+    (note,) = it.report().notes
+    assert "RuntimeError: UNIMPLEMENTED: kDLCUDAHost" in note
+    assert [record.getMessage() for record in caplog.records].count(note) == 1
+
+
+@pytest.mark.parametrize("delivery", ["alias", "copy"])
+def test_numbers_of_64_bits_are_narrowed_by_jax_alone(monkeypatch: pytest.MonkeyPatch, delivery: Any) -> None:
+    monkeypatch.setattr(FakeDevice, "copy_to_jax", None)
+    device = FakeDevice()
+    arrays = {"x": ((), np.int64, np.int64), "y": ((), np.int32, np.int32)}
+    with device.in_use(), loader(training=group(loader_arrays=arrays), delivery=delivery) as it:
+        batch = next(it)
+        assert batch.arrays["x"].dtype == np.int32 and batch.arrays["x"].tolist() == [0, 1, 2, 3]
+    assert not device.copies
 
 
 def test_slots_lie_in_memory_of_xlas_if_there_is_no_other() -> None:
