@@ -77,7 +77,7 @@ class FakeArray:
         self.shape: tuple[int, ...] = view.shape
         self.dtype: np.dtype[Any] = view.dtype
         self.address: int = view.ctypes.data
-        self.ready = ready
+        self.ready: FakeEvent = ready
         self._view = view  # keeps the lease
 
     def __repr__(self) -> str:
@@ -118,13 +118,13 @@ class FakeDevice:
         self._fences_work = fences
         self._orders_readers = orders_readers
         self._lock = threading.RLock()
-        self.compute = FakeStream("XLA's compute stream")
-        self.side = FakeStream("XLA's side stream")
-        self.transfers = FakeStream("XLA's transfer stream")
-        self.streams = [self.compute, self.side, self.transfers]
+        self.compute: FakeStream = FakeStream("XLA's compute stream")
+        self.side: FakeStream = FakeStream("XLA's side stream")
+        self.transfers: FakeStream = FakeStream("XLA's transfer stream")
+        self.streams: list[FakeStream] = [self.compute, self.side, self.transfers]
         self.pinned: dict[int, int] = {}
         """Host memory that is registered: address → bytes."""
-        self.fenced = 0
+        self.fenced: int = 0
         """Number of fences that were asked for."""
         self.copies: list[tuple[int, int, int]] = []
         """`(destination, source, bytes)` of each copy that was asked for."""
