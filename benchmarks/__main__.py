@@ -14,10 +14,9 @@ from .harness import Experiment, Run, prepared_file, run_rounds
 from .subjects import installed_peers
 from .workloads import make_large_file
 
-NAMES = ("items", "bytes", "startup", "handover", "plan")
+NAMES = ("items", "bytes", "startup", "handover", "plan", "kernels")
 SLOW = ("soak",)
 """Only measured when asked for: it takes minutes, and one round says it all."""
-NAMES = ("items", "bytes", "startup", "handover", "plan", "kernels")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -110,10 +109,10 @@ def chosen(options: argparse.Namespace, stack: ExitStack) -> Iterator[Experiment
         yield from handover.experiments(subjects, steps=200, pause_s=0.02)
     if "plan" in options.only:
         yield from plan.experiments()
-    if "soak" in options.only:
-        yield from soak.experiments(options.batches)
     if "kernels" in options.only:
         yield from kernels.experiments()
+    if "soak" in options.only:
+        yield from soak.experiments(options.batches)
 
 
 def progress(run: Run) -> None:

@@ -63,6 +63,8 @@ class Case:
     judged: bool = False
     """Whether the goals are meant for it."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    timed: bool = True
+    """Whether it matters how much of the machine others take meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,17 @@ class Run:
 
 
 def target_case(
-    name: str, target: str, *, judged: bool = False, env: Mapping[str, str] | None = None, **settings: Any
+    name: str,
+    target: str,
+    *,
+    judged: bool = False,
+    env: Mapping[str, str] | None = None,
+    timed: bool = True,
+    **settings: Any,
 ) -> Case:
     """A case that calls `module:function(**settings)` of this package in a new process."""
     arguments = (target, json.dumps(settings))
-    return Case(name, "benchmarks._run", arguments, settings, judged, env or {})
+    return Case(name, "benchmarks._run", arguments, settings, judged, env or {}, timed)
 
 
 def run_case(case: Case, round_: int, timeout_s: float) -> Run:
@@ -132,7 +140,9 @@ def run_case(case: Case, round_: int, timeout_s: float) -> Run:
     # CLOCK_MONOTONIC is the same in all processes
     if "done_at" in result:
         result["from_start_s"] = result["done_at"] - start
-    result |= {"left_behind": left, "others_cores": others}
+    result["left_behind"] = left
+    if case.timed:
+        result["others_cores"] = others
     return Run(case.name, round_, result, stderr=stderr)
 
 

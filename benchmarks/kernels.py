@@ -30,7 +30,7 @@ ROUNDS = 9
 
 
 def experiments() -> list[Experiment]:
-    """A batch of 16 rows of some 600 KB, on one thread. CPU time; the three take turns."""
+    """A batch of 16 rows on one thread. CPU time; the three take turns."""
     metrics = (
         Metric("host_gbs", "GB/s of the host build, bytes read and written"),
         Metric("of_twin", "times as fast as the NumPy twin", Goal(at_least=1.0)),

@@ -40,7 +40,7 @@ def experiments(batches: int) -> list[Experiment]:
 
     def case(executor: str, delivery: str, share: int = 1) -> Any:
         settings = {"executor": executor, "delivery": delivery, "batches": batches // share}
-        return target_case(f"{executor} {delivery}", "benchmarks.soak:measure", judged=True, **settings)
+        return target_case(f"{executor} {delivery}", "benchmarks.soak:measure", judged=True, timed=False, **settings)
 
     cases = (case("process", "copy"), case("process", "alias", 4), case("thread", "copy", 4), case("inline", "copy", 4))
     title = f"soak: {batches:,} batches of {BATCH} (the first; the others a quarter), with bad items and killed workers"

@@ -22,6 +22,11 @@ using i64 = long long;
 using u64 = unsigned long long;
 using f32 = float;
 
+#if !defined(__CUDACC__) && defined(__AVX2__) && defined(__F16C__)
+#include <immintrin.h>
+#define HX_AVX2 1
+#endif
+
 #define HX_THREADS 256  // of a block; launches use no other number
 
 #ifdef __CUDACC__
@@ -218,17 +223,123 @@ HX_FN void map(const In* __restrict__ in, Out* __restrict__ out, int n, F f) {
 #endif
 }
 
-// out[i] = f(b, in[i]) for i < n, where b is the block that the element is in: blocks have `block` elements, and the
-// first element is number `first` of block 0. One phase.
+// out[i] = from_f32<Out>(x[i]) for i < n, on the host. Narrow outputs go through a buffer of binary32 and are rounded by
+// the processor's own instructions where it has them: compilers find neither these nor the best way to narrow in a loop
+// of from_f32.
+
+constexpr int kBuffer = 256;
+
+template <class Out>
+constexpr bool buffered = false;
+
+#ifndef __CUDACC__
+template <class Out>
+HX_FN void round_all(const f32* __restrict__ x, Out* __restrict__ out, int n) {
+    for (int i = 0; i < n; ++i) out[i] = from_f32<Out>(x[i]);
+}
+
+#ifdef HX_AVX2
+template <>
+constexpr bool buffered<f16> = true;
+template <>
+constexpr bool buffered<bf16> = true;
+template <>
+constexpr bool buffered<u8> = true;
+
+HX_FN __m256 without_nan(__m256 x) {
+    const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000));
+    return _mm256_blendv_ps(x, nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+}
+
+template <>
+HX_FN void round_all<f16>(const f32* __restrict__ x, f16* __restrict__ out, int n) {
+    int i = 0;
+    for (; i + 8 <= n; i += 8)
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i),
+                         _mm256_cvtps_ph(without_nan(_mm256_loadu_ps(x + i)), _MM_FROUND_TO_NEAREST_INT));
+    for (; i < n; ++i) out[i] = from_f32<f16>(x[i]);
+}
+
+// The canonical NaN stays what it is when it is rounded like a number.
+HX_FN __m256i upper_halves(const f32* x) {
+    const __m256i bits = _mm256_castps_si256(without_nan(_mm256_loadu_ps(x)));
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(bits, odd), _mm256_set1_epi32(0x7fff)), 16);
+}
+
+template <>
+HX_FN void round_all<bf16>(const f32* __restrict__ x, bf16* __restrict__ out, int n) {
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        const __m256i lanes = _mm256_packus_epi32(upper_halves(x + i), upper_halves(x + i + 8));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), _mm256_permute4x64_epi64(lanes, 0xd8));
+    }
+    for (; i < n; ++i) out[i] = from_f32<bf16>(x[i]);
+}
+
+// The maximum of NaN and 0 is the second of them. Adding the number leaves the integer in the low byte, as in from_f32,
+// whatever the rounding mode of conversions.
+HX_FN __m256i saturated(const f32* x) {
+    const __m256 low = _mm256_max_ps(_mm256_loadu_ps(x), _mm256_setzero_ps());
+    const __m256 clamped = _mm256_min_ps(low, _mm256_set1_ps(255.0f));
+    const __m256i bits = _mm256_castps_si256(_mm256_add_ps(clamped, _mm256_set1_ps(0x1.8p23f)));
+    return _mm256_and_si256(bits, _mm256_set1_epi32(0xff));
+}
+
+template <>
+HX_FN void round_all<u8>(const f32* __restrict__ x, u8* __restrict__ out, int n) {
+    int i = 0;
+    for (; i + 32 <= n; i += 32) {
+        const __m256i low = _mm256_packus_epi32(saturated(x + i), saturated(x + i + 8));
+        const __m256i high = _mm256_packus_epi32(saturated(x + i + 16), saturated(x + i + 24));
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i),
+                            _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order));
+    }
+    for (; i < n; ++i) out[i] = from_f32<u8>(x[i]);
+}
+#endif
+#endif
+
+// out[i] = from_f32<Out>(f(i, in[i])) for i < n, as one phase.
+template <class In, class Out, class F>
+HX_FN void map_rounded(const In* __restrict__ in, Out* __restrict__ out, int n, F f) {
+#ifndef __CUDACC__
+    if constexpr (buffered<Out>) {
+        alignas(64) f32 buffer[kBuffer];
+        for (int begin = 0; begin < n; begin += kBuffer) {
+            const int count = least(kBuffer, n - begin);
+            for (int i = 0; i < count; ++i) buffer[i] = f(begin + i, in[begin + i]);
+            round_all(buffer, out + begin, count);
+        }
+        return;
+    }
+#endif
+    map(in, out, n, [=](int i, In x) { return from_f32<Out>(f(i, x)); });
+}
+
+// out[i] = from_f32<Out>(f(b, in[i])) for i < n, where b is the block that the element is in: blocks have `block`
+// elements, and the first element is number `first` of block 0. One phase.
 template <class In, class Out, class F>
 HX_FN void map_blocks(const In* __restrict__ in, Out* __restrict__ out, int n, u32 first, u32 block, F f) {
 #ifdef __CUDACC__
-    map(in, out, n, [=](int i, In x) { return f((first + (u32)i) / block, x); });
+    map_rounded(in, out, n, [=](int i, In x) { return f((first + (u32)i) / block, x); });
 #else
+    if constexpr (buffered<Out>) {
+        alignas(64) f32 buffer[kBuffer];
+        for (int begin = 0; begin < n; begin += kBuffer) {
+            const int count = least(kBuffer, n - begin);
+            const u32 done = (first + (u32)begin) / block;
+            map_blocks(in + begin, buffer, count, (first + (u32)begin) % block, block,
+                       [=](u32 b, In x) { return f(done + b, x); });
+            round_all(buffer, out + begin, count);
+        }
+        return;
+    }
     u32 b = 0;
     for (int begin = 0; begin < n; ++b) {
         const int end = (int)least<i64>(n, (i64)(b + 1) * block - first);
-        for (int i = begin; i < end; ++i) out[i] = f(b, in[i]);
+        for (int i = begin; i < end; ++i) out[i] = from_f32<Out>(f(b, in[i]));
         begin = end;
     }
 #endif

@@ -43,7 +43,7 @@ HX_FN Out affine(f32 x, f32 scale, f32 bias) {
 
 template <class In, class Out>
 HX_FN void span(const In* in, Out* out, const f32* scale, const f32* bias, int n) {
-    map(in, out, n, [=](int i, In x) { return affine<Out>(to_f32(x), scale[i], bias[i]); });
+    map_rounded(in, out, n, [=](int i, In x) { return to_f32(x) * scale[i] + bias[i]; });
 }
 
 // Channels last, and few: the pattern of the channels is laid out once, so that no remainder is taken per element.
@@ -87,9 +87,8 @@ HX_FN void first(const ConvertArgs& a) {
         const i64 pixel = tile % parts * kPlane;
         const i64 begin = channel * a.pixels + pixel;
         const f32 scale = a.scale[channel], bias = a.bias[channel];
-        map(at<In>(a.in, row * a.in_stride) + begin, at<Out>(a.out, row * a.out_stride) + begin,
-            (int)least<i64>(kPlane, a.pixels - pixel),
-            [=](int, In x) { return affine<Out>(to_f32(x), scale, bias); });
+        map_rounded(at<In>(a.in, row * a.in_stride) + begin, at<Out>(a.out, row * a.out_stride) + begin,
+                    (int)least<i64>(kPlane, a.pixels - pixel), [=](int, In x) { return to_f32(x) * scale + bias; });
     }
 }
 
@@ -138,6 +137,16 @@ template <class In, class Out, int C>
 HX_FN void last_to_first(const In* __restrict__ in, Out* __restrict__ out, const ConvertArgs& a) {
     f32 scale[C], bias[C];
     for (int c = 0; c < C; ++c) scale[c] = a.scale[c], bias[c] = a.bias[c];
+    if constexpr (buffered<Out>) {
+        alignas(64) f32 buffer[C][kBuffer];
+        for (i64 begin = 0; begin < a.pixels; begin += kBuffer) {
+            const int n = (int)least<i64>(kBuffer, a.pixels - begin);
+            for (int p = 0; p < n; ++p)
+                for (int c = 0; c < C; ++c) buffer[c][p] = to_f32(in[(begin + p) * C + c]) * scale[c] + bias[c];
+            for (int c = 0; c < C; ++c) round_all(buffer[c], out + c * a.pixels + begin, n);
+        }
+        return;
+    }
     for (i64 p = 0; p < a.pixels; ++p)
         for (int c = 0; c < C; ++c) out[c * a.pixels + p] = affine<Out>(to_f32(in[p * C + c]), scale[c], bias[c]);
 }
@@ -146,6 +155,16 @@ template <class In, class Out, int C>
 HX_FN void first_to_last(const In* __restrict__ in, Out* __restrict__ out, const ConvertArgs& a) {
     f32 scale[C], bias[C];
     for (int c = 0; c < C; ++c) scale[c] = a.scale[c], bias[c] = a.bias[c];
+    if constexpr (buffered<Out>) {
+        alignas(64) f32 buffer[kBuffer * C];
+        for (i64 begin = 0; begin < a.pixels; begin += kBuffer) {
+            const int n = (int)least<i64>(kBuffer, a.pixels - begin);
+            for (int p = 0; p < n; ++p)
+                for (int c = 0; c < C; ++c) buffer[p * C + c] = to_f32(in[c * a.pixels + begin + p]) * scale[c] + bias[c];
+            round_all(buffer, out + begin * C, n * C);
+        }
+        return;
+    }
     for (i64 p = 0; p < a.pixels; ++p)
         for (int c = 0; c < C; ++c) out[p * C + c] = affine<Out>(to_f32(in[c * a.pixels + p]), scale[c], bias[c]);
 }

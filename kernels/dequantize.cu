@@ -70,7 +70,7 @@ HX_FN void dequantize(const DequantizeArgs& a) {
         const Element* in = Codes<In>::read(at<u8>(a.in, row * a.in_stride), element, n, staged);
         const Scale* scales = at<Scale>(a.scales, row * a.scale_stride) + line * blocks + begin / a.block;
         map_blocks(in, at<Out>(a.out, row * a.out_stride) + element, n, (u32)(begin % a.block), (u32)a.block,
-                   [=](u32 b, Element x) { return from_f32<Out>(to_f32(x) * to_f32(scales[b])); });
+                   [=](u32 b, Element x) { return to_f32(x) * to_f32(scales[b]); });
     }
 }
 

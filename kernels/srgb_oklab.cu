@@ -108,9 +108,9 @@ HX_FN f32 decoded(In x, const f32* linear) {
 }
 
 template <class Out>
-HX_FN Out encoded(f32 x) {
+HX_FN f32 encoded(f32 x) {
     const f32 y = from_linear(x);
-    return from_f32<Out>(sizeof(Out) == 1 ? y * 255.0f : y);
+    return sizeof(Out) == 1 ? y * 255.0f : y;
 }
 
 // The channels of a tile's pixels one by one, through the transfer function, and in a phase of its own the three together.
@@ -152,7 +152,8 @@ HX_FN void to_srgb(const SrgbOklabArgs& a) {
             shared[3 * k + 2] = c.z;
         }
         HX_SYNC();
-        map(shared, at<Out>(a.out, row * a.out_stride) + begin * 3, 3 * n, [](int, f32 x) { return encoded<Out>(x); });
+        map_rounded(shared, at<Out>(a.out, row * a.out_stride) + begin * 3, 3 * n,
+                    [](int, f32 x) { return encoded<Out>(x); });
     }
 }
 

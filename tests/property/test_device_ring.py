@@ -86,6 +86,7 @@ class World(RuleBasedStateMachine):
         self.slots.filled(slot)
         self.slots.lend(slot)
         self.ring.fill(slot, generation, layout, rows)
+        self.a_batch_is_about_to_be_exported(slot)
         arrays = self.ring.export(slot, layout, rows, partial(self.released.append, (slot, generation)))
         self.slots.copying(slot, generation)
         self.batches[self.count] = layout, rows, arrays
@@ -94,6 +95,8 @@ class World(RuleBasedStateMachine):
             assert array.dtype == DTYPES[layout][name] and array.address % 256 == 0
         if not self.asks_for_copies:
             self.slots.copied(slot, generation)
+
+    def a_batch_is_about_to_be_exported(self, slot: int) -> None: ...
 
     @precondition(lambda self: self.released)
     @rule(data=st.data())
@@ -140,6 +143,13 @@ class World(RuleBasedStateMachine):
                 return
             self.device.step(data.draw(st.sampled_from(runnable)))
 
+    @precondition(lambda self: self.device.runnable())
+    @rule(data=st.data())
+    def one_stream_goes_on_alone(self, data: st.DataObject) -> None:
+        stream = data.draw(st.sampled_from(self.device.runnable()))
+        while not stream.blocked:
+            self.device.step(stream)
+
     @invariant()
     def free_host_slots_are_scribbled_over(self) -> None:
         if hasattr(self, "slots"):
@@ -184,7 +194,16 @@ class HostSlotsAreReusedAtOnce(World):
     asks_for_copies = False
 
 
-@pytest.mark.parametrize("broken", [WithoutFences, ReadersDoNotWait, HostSlotsAreReusedAtOnce])
+class ReadersDoNotWaitForKernels(World):
+    """Only for the copy."""
+
+    def a_batch_is_about_to_be_exported(self, slot: int) -> None:
+        self.ring._slots[slot].filled = self.ring._slots[slot].copied
+
+
+@pytest.mark.parametrize(
+    "broken", [WithoutFences, ReadersDoNotWait, HostSlotsAreReusedAtOnce, ReadersDoNotWaitForKernels]
+)
 def test_the_machine_finds_what_it_is_there_for(broken: type[World]) -> None:
     finding = settings(
         max_examples=500, stateful_step_count=50, deadline=None, phases=[Phase.generate], report_multiple_bugs=False,

@@ -281,6 +281,12 @@ def test_the_soak_sees_what_grows(tmp_path: Path) -> None:
     assert samples.grown("fds") == 6 and samples.grown("blocks") >= 6 * 50 and samples.grown("rss_mb") > 20
 
 
+def test_a_run_that_is_not_timed_cannot_be_disturbed() -> None:
+    assert run_case(target_case("timed", "builtins:dict", cpu=1.0), 0, 60).value("others_cores") is not None
+    run = run_case(target_case("soak", "builtins:dict", timed=False, cpu=1.0), 0, 60)
+    assert run.value("others_cores") is None and not run.disturbed
+
+
 def test_a_short_soak_drops_the_bad_and_replaces_the_killed() -> None:
     run = run_case(
         target_case("soak", "benchmarks.soak:measure", executor="process", delivery="alias", batches=2000), 0, 60
