@@ -50,6 +50,8 @@ __all__ = ["END", "Delivery", "Dropped", "Entry", "Failed", "Lent", "Placer", "R
 
 _log = logging.getLogger("hydrax_gpu")
 
+_RETIRE_SECONDS = 1.0
+
 _COPY_LOOK = 0.001
 """Seconds between two looks at whether the device has copied a slot, when there is no other slot to fill."""
 
@@ -299,8 +301,12 @@ class Runner:
         return _COPY_LOOK if self.core.waits_for_copies else None
 
     def retire_now(self) -> None:
-        """Retires the batches that are gone, if nobody else is about to: the consumer comes for its next one."""
-        if self._placer.fences and self.inbox.pending and self.lock.acquire(blocking=False):
+        """Retires the batches that are gone, before the consumer is given another.
+
+        Whoever has the lock is about to do the same, and soon done: no function of the user's is called in a turn when
+        there are fences. Should it hang all the same, the next wait says so.
+        """
+        if self._placer.fences and self.lock.acquire(timeout=_RETIRE_SECONDS):
             try:
                 self.turn()
             finally:

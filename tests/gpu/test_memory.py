@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from hydrax_gpu import Dataloader
-from hydrax_gpu._place.cuda import CudaDevice
 from hydrax_gpu._place.dlpack import Exporter
 from tests.gpu.bodies import CONVERSIONS, DTYPES, check_dtypes, marked
 from tests.gpu.load import mark
@@ -70,6 +69,8 @@ def test_pinned_memory_is_imported_without_a_copy() -> None:
 
 @pytest.mark.parametrize("owner", ["device", "xla"])
 def test_a_ring_in_either_memory(owner: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    from hydrax_gpu._place.cuda import CudaDevice
+
     if owner == "xla":
         total = CudaDevice(jax.local_devices()[0]).free_memory()[1]
         monkeypatch.setattr(CudaDevice, "free_memory", lambda self: (0, total))

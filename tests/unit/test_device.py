@@ -188,6 +188,21 @@ def test_without_fences_this_would_be_corrupted() -> None:
     assert len({tuple(batch) for batch in seen}) < 3
 
 
+def test_the_fence_is_up_before_the_consumer_has_another_batch() -> None:
+    """Which may be ready already: then nobody need look for what was released, and the consumer would go on."""
+    device = FakeDevice()
+    it = loader(training=group(range(400)), executor="thread", delivery="alias", depth=4, timeout_sec=30)
+    with device.in_use(), it:
+        batch = next(it)
+        for number in range(1, 50):
+            while it._runner.outbox.empty():  # another is ready
+                pass
+            del batch
+            batch = next(it)
+            assert device.fenced == number
+        del batch
+
+
 def test_batches_outlive_their_loader() -> None:
     device = FakeDevice()
     with device.in_use(), loader(executor="thread", delivery="alias", depth=2) as it:

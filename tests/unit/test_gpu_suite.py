@@ -70,7 +70,7 @@ def test_the_tests_of_the_gpu_are_collected_and_left_out_with_a_reason() -> None
     )
     assert done.returncode == 0, done.stdout + done.stderr
     skipped = int(re.search(r"(\d+) skipped", done.stdout)[1])  # type: ignore[index]
-    assert skipped >= 100 and "passed" not in done.stdout and "jax sees no GPU here" in done.stdout
+    assert skipped >= 90 and "passed" not in done.stdout and "jax sees no GPU here" in done.stdout
 
 
 def test_an_entrys_name_tells_its_source_and_types() -> None:
