@@ -141,11 +141,6 @@ class Placer(Protocol):
         """Whether JAX may hold a slot's memory back until its next call, so that a starved loader must make one."""
         ...
 
-    @property
-    def fences(self) -> bool:
-        """Whether a batch that is gone is to be retired before the consumer is given another."""
-        ...
-
     def decodes(self, layout: int) -> bool:
         """Whether a device decodes the arrays of a layout, so that workers must not."""
         ...
@@ -222,6 +217,7 @@ class Runner:
         self.taken = 0  # batches the consumer took out; written by the consumer alone
         self.consumer_drives = False  # whether the consumer waits in next(), and takes the turns there
         self.consumer_left_ns = 0  # when it last came out of there with a batch
+        self.retires = False  # whether batches that are gone are retired, and had better be at once
         self.wants_taken = False  # whether the consumer should wake us when it takes one
         self.lent: dict[int, Lent] = {}  # slot → the last of its batches that the consumer was given, alive or not
         self._placer = placer
@@ -306,7 +302,7 @@ class Runner:
         Whoever has the lock is about to do the same, and soon done: no function of the user's is called in a turn when
         there are fences. Should it hang all the same, the next wait says so.
         """
-        if self._placer.fences and self.lock.acquire(timeout=_RETIRE_SECONDS):
+        if self.lock.acquire(timeout=_RETIRE_SECONDS):
             try:
                 self.turn()
             finally:
@@ -400,6 +396,8 @@ class Runner:
                 partial(self.inbox.post, Released(slot, generation)),
             )
             arrays, shared, copying = placement
+            if copying:
+                self.retires = True
             batch = self._make_batch(plan, arrays, load.additional)
         except (PlacementError, NotEnoughMemory) as error:
             self._messages.append(PlacementFailed(slot, generation, error))

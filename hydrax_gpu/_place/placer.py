@@ -122,11 +122,6 @@ class Placer:
         return self._user is not None
 
     @property
-    def fences(self) -> bool:
-        """Whether a batch that is gone is to be `retire`d, and the sooner the better."""
-        return self._ring is not None
-
-    @property
     def ways(self) -> list[_Way]:
         """How the batches of each layout are delivered; empty until the first batch."""
         return [] if self._layouts is None else [layout.way for layout in self._layouts]
