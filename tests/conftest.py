@@ -27,6 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     else:
         # Some tests run a process of their own, whose JAX needs memory of the GPU beside ours.
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.3")
+        # A kernel that is loaded when it is first launched may wait for one that spins until a test lets it go.
+        os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,10 @@ def lifetime(
         mark, marked(batches, rows, item_bytes), depth=depth, loader_count=2, executor=executor, delivery="alias",
         end_at=("epoch", 1), timeout_sec=30,
     ) as loader:  # fmt: skip
-        left = batches
+        # compiles and loads what reads, which must not happen while computations are held
+        reads.append(_read_and_drop(machine, next(loader)))
+        _compare(machine, *reads.popleft(), found)
+        left = batches - 1
         while left:
             open_latch = machine.hold()
             try:

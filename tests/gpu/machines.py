@@ -8,6 +8,7 @@ that kernel; and a computation on that array makes the compute stream wait for i
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -99,6 +100,10 @@ class CudaMachine:
 
         self._reduce = jax.jit(reduce)
         self._touch = jax.jit(lambda x: x + 1)
+        # A kernel that is loaded while another spins may wait for that one's end. So all are loaded before.
+        self._touch(jnp.zeros(64, jnp.int32)).block_until_ready()
+        self.hold()()
+        self._held[-1][-1].block_until_ready()
 
     def in_use(self) -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext()
@@ -116,7 +121,7 @@ class CudaMachine:
             self._spin((1,), (1,), (np.uintp(pinned.ptr),))
         event = cupy.cuda.Event(disable_timing=True)
         event.record(self._stream)
-        memory = (__import__("ctypes").c_ubyte * 256).from_address(target.data.ptr)
+        memory = (ctypes.c_ubyte * 256).from_address(target.data.ptr)
         view = np.ndarray((64,), np.int32, buffer=memory)
         exporter = Exporter(view, (2, 0), lambda reader: runtime.streamWaitEvent(int(reader), event.ptr))
         held = self._touch(self.jax.dlpack.from_dlpack(exporter, copy=False))
