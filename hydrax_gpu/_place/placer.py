@@ -27,7 +27,7 @@ import numpy.typing as npt
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._place import backends, jaxio, settle
 from hydrax_gpu._place.decoding import decodable
-from hydrax_gpu._place.device import Device
+from hydrax_gpu._place.device import Decoder, Device
 from hydrax_gpu._place.dlpack import to_jax
 from hydrax_gpu._place.regions import DeviceLayout
 from hydrax_gpu._place.ring import Ring
@@ -245,10 +245,6 @@ class Placer:
         layouts = [self._choose(each, device, on_device) for each in self._specs]
         if device is None:
             return layouts
-        refused = pin(device, self._arena.mapping)
-        self.pinned = not refused
-        if refused:
-            self._note(f"the slots could not be pinned, so that copies to the device are slower: {refused}")
         plans = [layout.device for layout in layouts if layout.device is not None]
         if plans:
             memory, why = ring_memory(device, self._arena.shape.depth, plans)
@@ -257,6 +253,10 @@ class Placer:
             everywhere = [layout.device or DeviceLayout.build(layout.layout, layout.dtypes, device.converts)
                           for layout in layouts]  # fmt: skip
             self._ring = Ring(device, memory, self._arena, everywhere)
+        refused = pin(device, self._arena.mapping)
+        self.pinned = not refused
+        if refused:
+            self._note(f"the slots could not be pinned, so that copies to the device are slower: {refused}")
         self._device = device
         return layouts
 
@@ -280,12 +280,20 @@ class Placer:
                 _log.warning("delivery='alias' cannot be had for 64-bit arrays while jax_enable_x64 is off: copying")
         elif device is not None:
             if self._wants_alias:
-                decoder = device.decoder(layout) if decodable(layout) else None
-                plan = DeviceLayout.build(layout, dtypes, device.converts, decoder)
+                plan = DeviceLayout.build(layout, dtypes, device.converts, self._decoder(layout, device))
                 return _Layout(layout, "alias", dtypes, narrowed, plan)
         elif self._delivery == "alias" or (self._delivery == "auto" and layout.batch_nbytes > AUTO_COPY_BYTES):
             way = "alias"
         return _Layout(layout, way, dtypes, narrowed)
+
+    def _decoder(self, layout: Layout, device: Device) -> Decoder | None:
+        if not decodable(layout):
+            return None
+        try:
+            return device.decoder(layout)
+        except Exception as error:  # of the compiler for the device, and what it needs
+            self._note(f"workers decode what {device.name} could not be made to: {type(error).__name__}: {error}")
+            return None
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

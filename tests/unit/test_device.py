@@ -436,6 +436,21 @@ def test_what_may_be_an_items_fault_is_decoded_by_the_workers() -> None:
     assert on_device.report().delivery == ("alias",)
 
 
+def test_workers_decode_what_the_device_cannot_be_made_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, layout: Any) -> Any:
+        raise RuntimeError("NVRTC_ERROR_COMPILATION")
+
+    expected = contents(loader(loaders.fill_with_noise, group(range(8), loader_arrays=DECODED)))
+    monkeypatch.setattr(FakeDevice, "decoder", broken)
+    with FakeDevice().in_use():
+        it = loader(loaders.fill_with_noise, group(range(8), loader_arrays=DECODED), delivery="alias")
+        for batch, wanted in zip(contents(it), expected, strict=True):
+            for name in wanted:
+                np.testing.assert_array_equal(batch[name], wanted[name])
+    (note,) = it.report().notes
+    assert "RuntimeError: NVRTC_ERROR_COMPILATION" in note and "fake" not in it.report().kernels
+
+
 @pytest.mark.parametrize("delivery", ["auto", "copy"])
 def test_copied_batches_are_decoded_by_the_workers(delivery: Any) -> None:
     with FakeDevice().in_use():
