@@ -137,6 +137,7 @@ def main() -> int:
     try:
         build()
     except BuildError as error:
+        sources.LIBRARY.unlink(missing_ok=True)  # it is of other sources, and nobody would use it
         print(f"the kernels' host library was not built, NumPy does their work: {error}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
