@@ -181,5 +181,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     monkeypatch.setattr(device, "_cupy", lambda: cupy)
     monkeypatch.setattr(device, "_module", device._module.__wrapped__)
     for name in ("hydrax_gpu._place.cuda", "hydrax_gpu._place.cuda_kernels"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        # imported anew now, and again after the test, when what it was before is restored
+        monkeypatch.setitem(sys.modules, name, None)
+        del sys.modules[name]
     return runtime
