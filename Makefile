@@ -23,7 +23,7 @@ help:
 	@echo "make lint       style, types and import rules"
 	@echo "make docs       the documentation, into site/"
 	@echo "make bench      the benchmarks that need no GPU"
-	@echo "make gpu-check  the tests that need one (CUDA=cuda12 or cuda13)"
+	@echo "make gpu-check  the tests and benchmarks that need one (CUDA=cuda12 or cuda13)"
 	@echo "make clean      remove what the others made, .venv and .demo included"
 
 demo: $(VENV)/.stamp-demo $(KERNELS)
@@ -48,8 +48,13 @@ docs: $(VENV)/.stamp-docs
 bench: $(VENV)/.stamp-bench $(KERNELS)
 	@$(BIN)/python -m benchmarks cpu $(ARGS)
 
+# One after the other, whatever the one before found; the status is that of all of them.
 gpu-check: $(VENV)/.stamp-$(CUDA) $(KERNELS)
-	@$(BIN)/python -m pytest -m gpu $(ARGS)
+	@failed=0; \
+	$(BIN)/python -m hydrax_gpu doctor || failed=1; \
+	$(BIN)/python -m pytest -m gpu -rs tests/gpu $(ARGS) || failed=1; \
+	$(BIN)/python -m benchmarks gpu || failed=1; \
+	exit $$failed
 
 clean:
 	rm -rf $(dir $(KERNELS)) $(VENV) .demo .bench site build dist .pytest_cache .ruff_cache .hypothesis \

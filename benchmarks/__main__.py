@@ -1,4 +1,4 @@
-"""`python -m benchmarks cpu`: the measurements that need no GPU."""
+"""`python -m benchmarks cpu`: the measurements that need no GPU; `gpu`: those that need one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import handover, items, kernels, large, plan, soak, startup, table
+from . import gpu, handover, items, kernels, large, plan, soak, startup, table
 from .harness import Experiment, Run, prepared_file, run_rounds
 from .subjects import installed_peers
 from .workloads import make_large_file
@@ -23,9 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print a table for each experiment, write all rows. The status is 1 if a measurement failed."""
     options = parse(argv)
     about = table.about()
+    if options.command == "gpu":
+        name, reason = gpu.device()
+        if reason:
+            print(f"nothing was measured: {reason}", file=sys.stderr)
+            return 2
+        about["machine"]["gpu"] = name
+        print(name)
     print(table.describe(about))
     failed = False
-    out = options.out / f"cpu-{about['date'].replace(':', '')}.jsonl" if options.out else None
+    out = options.out / f"{options.command}-{about['date'].replace(':', '')}.jsonl" if options.out else None
     with ExitStack() as stack:
         for experiment in chosen(options, stack):
             repeat = options.repeat or {"startup": 9, "soak": 1}.get(experiment.name, 5)
@@ -44,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="command")
+    commands = parser.add_subparsers(required=True, metavar="command", dest="command")
     cpu = commands.add_parser("cpu", help="the measurements that need no GPU")
     cpu.add_argument("--only", default=list(NAMES), type=names, help=f"some of {','.join(NAMES + SLOW)}")
     cpu.add_argument("--repeat", type=int, default=0, metavar="N", help="rounds (default 5; startup: 9)")
@@ -66,6 +73,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the interpreter to measure a peer of `jpeg` with, where it cannot be installed beside the others",
     )
     cpu.add_argument("--cases", type=lambda text: text.split(","), metavar="NAMES", help="of `jpeg`, these cases alone")
+    device = commands.add_parser("gpu", help="the measurements that need a GPU")
+    device.add_argument("--only", default=list(gpu.NAMES), type=gpu_names, help=f"some of {','.join(gpu.NAMES)}")
+    device.add_argument("--repeat", type=int, default=3, metavar="N", help="rounds (default 3)")
+    device.add_argument("--out", type=Path, metavar="DIR", help="write JSON lines to a new file in this folder")
+    device.add_argument("--window", type=float, default=2.0, metavar="S", help="seconds to measure (default 2)")
+    device.add_argument("--warm", type=float, default=1.0, metavar="S", help="seconds to warm up (default 1)")
+    device.add_argument("--timeout", type=float, default=90.0, metavar="S", help="a hang ends then (default 90)")
+    device.set_defaults(quiet=0.0, tries=1)
     return parser.parse_args(argv)
 
 
@@ -77,14 +92,25 @@ def interpreter(text: str) -> tuple[str, str]:
 
 
 def names(text: str) -> list[str]:
+    return _among(text, NAMES + SLOW)
+
+
+def gpu_names(text: str) -> list[str]:
+    return _among(text, gpu.NAMES)
+
+
+def _among(text: str, known: tuple[str, ...]) -> list[str]:
     chosen_names = text.split(",")
-    if wrong := [name for name in chosen_names if name not in NAMES + SLOW]:
-        raise argparse.ArgumentTypeError(f"{', '.join(wrong)}: not one of {', '.join(NAMES + SLOW)}")
+    if wrong := [name for name in chosen_names if name not in known]:
+        raise argparse.ArgumentTypeError(f"{', '.join(wrong)}: not one of {', '.join(known)}")
     return chosen_names
 
 
 def chosen(options: argparse.Namespace, stack: ExitStack) -> Iterator[Experiment]:
     """The experiments that were asked for; the large file lives until `stack` is closed."""
+    if options.command == "gpu":
+        yield from gpu.experiments(options.only, options.window, options.warm)
+        return
     subjects: list[tuple[str, str | None]] = [("hydrax_gpu", options.module)]
     if options.peers:
         subjects += [(name, None) for name in installed_peers()]

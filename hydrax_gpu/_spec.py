@@ -53,8 +53,9 @@ class ArraySpec:
         shape: shape of one item, without the batch dimension; `()` for a scalar.
         numpy_dtype: dtype of the memory that the loader function fills.
         jax_dtype: dtype of the `jax.Array` in the batch; converted to when it differs from `numpy_dtype`.
-        decode: what the workers make of it: `Normalize`, `UnpackBits`, `Dequantize`, `PadRagged` or `Oklab`. The loader
-            function then fills an array of `shape` and `numpy_dtype`, and the batch holds what the decode says.
+        decode: what the workers, or a device, make of it: `Normalize`, `UnpackBits`, `Dequantize`, `PadRagged` or
+            `Oklab`. The loader function then fills an array of `shape` and `numpy_dtype`, and the batch holds what the
+            decode says.
     """
 
     shape: tuple[int, ...]

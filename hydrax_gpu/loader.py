@@ -109,9 +109,11 @@ class Dataloader(Generic[D]):
         sigterm: whether SIGTERM ends the iteration, as the first Ctrl-C does; schedulers send it before they take a
             machine away. A function is called then with the `state()` to go on at, in the thread that iterates and
             before the iteration ends.
-        delivery: `"alias"` shares the slot's memory with JAX: nothing is copied, and a batch that is kept holds one of
-            `depth` slots. `"copy"` gives arrays that may be kept for ever. `"auto"` copies batches of up to 512 KiB,
-            which is cheaper there, and shares larger ones: treat its batches as shared.
+        delivery: `"alias"` shares the loader's own memory with JAX, and a batch that is kept holds one of `depth`
+            slots: on the CPU the slot itself, on a GPU (with CuPy) device memory beside it, to which it is copied ahead
+            of time. `"copy"` gives arrays that may be kept for ever. `"auto"` copies batches of up to 512 KiB, which is
+            cheaper there, and shares larger ones; on a GPU it copies. Treat its batches as shared. The GPU is the one
+            that `jax.default_device` names where the loader is entered: one loader each for several.
 
     Raises:
         ValueError, TypeError: an argument is not valid; the message says what was wanted.
@@ -220,7 +222,7 @@ class Dataloader(Generic[D]):
         Raises:
             RuntimeError: it was entered before.
             TypeError: the loader function cannot be sent to worker processes.
-            NotEnoughMemory: `depth` batches need more memory than there is.
+            NotEnoughMemory: `depth` batches need more memory than there is, on the host or on the device.
         """
         if self._entered_ns:
             raise RuntimeError(
@@ -236,6 +238,8 @@ class Dataloader(Generic[D]):
             self._guard = InterruptGuard(stream, sigterm=bool(self._sigterm))
             self._guard.install()
             _place.prepare()  # while the workers start
+            assert self._placer is not None
+            self._placer.prepare()
             close_at_exit()
         except BaseException:
             self._close()
@@ -489,14 +493,26 @@ class Dataloader(Generic[D]):
             delivery=tuple(self._placer.ways) if self._placer is not None else (),
             memory_bytes=arena.mapping.size if arena is not None else 0,
             huge_pages=arena.mapping.huge if arena is not None else False,
+            device=self._placer.device_name if self._placer is not None else None,
+            device_memory_bytes=self._placer.device_bytes if self._placer is not None else 0,
+            pinned=self._placer.pinned if self._placer is not None else None,
             notes=self._notes(),
             bad=progress.bad.snapshot(),
             dropped_batches=progress.dropped_batches,
             replaced_items=progress.replaced_items,
             fallbacks=dict(runner.counters.fallbacks) if runner is not None else {},
             worker_deaths=tuple(runner.deaths) if runner is not None else (),
-            kernels="" if self._kernels is None else str(self._kernels),
+            kernels=self._decoded_by(),
         )
+
+    def _decoded_by(self) -> str:
+        if self._kernels is None:
+            return ""
+        on_device = self._placer.decoded_there if self._placer is not None else []
+        if not any(on_device):
+            return str(self._kernels)
+        device = self._placer.device_name if self._placer is not None else None
+        return f"{device}" if all(on_device) else f"{device}, {self._kernels}"
 
     def _notes(self) -> tuple[str, ...]:
         notes: list[str] = []
@@ -506,6 +522,8 @@ class Dataloader(Generic[D]):
                 "the workers import jax, because the module of the loader function does: in a module without it they "
                 "start faster and need less memory"
             )
+        if self._placer is not None:
+            notes.extend(self._placer.notes)
         for ratio in self._plan.ratios or ():
             notes.append(f"a training group supplies exactly {ratio} of the batches")
         return tuple(notes)

@@ -62,6 +62,13 @@ class Report:
     """Size of the slots' memory."""
     huge_pages: bool
     """Whether that is on huge pages."""
+    device: str | None = None
+    """The device whose memory the loader fills itself; None where that is left to JAX, and on the CPU."""
+    device_memory_bytes: int = 0
+    """Size of the slots' memory on the device (`delivery="alias"`)."""
+    pinned: bool | None = None
+    """Whether the slots' memory on the host is pinned, so that the device reads it by itself; None without a device. A
+    note says why not."""
     notes: tuple[str, ...] = ()
     """Whatever is not as was asked for, or costs more than it need."""
     bad: BadItems = field(default_factory=BadItems)
@@ -139,6 +146,10 @@ class Report:
         ]
         if self.kernels:
             lines.append(f"decoding      by {self.kernels}")
+        if self.device is not None:
+            where = f", {self.device_memory_bytes / 2**20:.1f} MiB there" if self.device_memory_bytes else ""
+            pinned = "pinned" if self.pinned else "not pinned"
+            lines.append(f"device        {self.device}{where}, host memory {pinned}")
         if self.worker_deaths:
             pids = ", ".join(str(death.pid) for death in self.worker_deaths[-8:])
             lines.append(f"deaths        {len(self.worker_deaths)} workers were replaced (process {pids})")

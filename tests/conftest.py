@@ -24,6 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
     if config.option.markexpr != "gpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    else:
+        # Some tests run a process of their own, whose JAX needs memory of the GPU beside ours.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.3")
+        # A kernel that is loaded when it is first launched may wait for one that spins until a test lets it go.
+        os.environ.setdefault("CUDA_MODULE_LOADING", "EAGER")
 
 
 @pytest.fixture(scope="session")

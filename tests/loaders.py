@@ -349,3 +349,16 @@ def tells_modules(item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
     """As `fill`; tells what the process has imported."""
     fill(item, arrays, seed)
     return {"modules": sorted(sys.modules)}
+
+
+def fill_with_noise(item: int, arrays: Any, seed: int | None) -> None:
+    """Numbers that are the item's alone, and tame enough for any decode."""
+    rng = np.random.default_rng(item)
+    for array in arrays.values():
+        array[...] = rng.integers(0, 100, array.shape)
+
+
+def fill_ragged(item: int, arrays: Any, seed: int | None) -> None:
+    """`values` and `splits` of two sequences."""
+    fill_with_noise(item, arrays, seed)
+    arrays["splits"][...] = (0, item % 5, item % 5 + item % 4)

@@ -7,6 +7,8 @@ and what holds there holds in the running loader.
 What it keeps true:
 - at most `depth` batches exist: every one between its planning and its release owns a slot;
 - a slot is filled by workers only while it is FILLING, and read only after the last of its chunks is done;
+- a slot whose batch was placed in device memory is filled again only when its copy is done and the batch is gone, and
+  `Retire` comes between that and the next `Place`;
 - batches are placed or dropped in the plan's order (any order with `deterministic=False`), each exactly once;
 - what a lost worker had to do is given to others, and a batch has what it would have had without that;
 - after `Fail`, `Finish` or `Stop`, nothing more is dispatched or placed.
@@ -23,6 +25,7 @@ from typing import Any
 
 from hydrax_gpu._engine.faults import FaultBook, FaultRules
 from hydrax_gpu._engine.messages import (
+    Copied,
     Dispatch,
     Drop,
     Effect,
@@ -35,6 +38,7 @@ from hydrax_gpu._engine.messages import (
     PlacementFailed,
     Released,
     Respawn,
+    Retire,
     RowFailure,
     Start,
     Stop,
@@ -122,6 +126,8 @@ class Core:
         self._item_ns = 0.0  # running mean of an item's cost; 0 while unknown
         self._capacity = _OUTSTANDING
         self._unread = 0  # batches in the outbox
+        self.copying = 0
+        """Number of slots of which it is not known that their copy to the device is done."""
         self.running = False
         self.finished = False
 
@@ -135,12 +141,18 @@ class Core:
     @property
     def lends(self) -> bool:
         """Whether some slot is lent."""
-        return any(self.slots.state(slot) is SlotState.LENT for slot in range(self._config.depth))
+        lent = (SlotState.LENT, SlotState.COPYING)
+        return any(self.slots.state(slot) in lent for slot in range(self._config.depth))
 
     @property
     def starved(self) -> bool:
         """Whether only released slots can make progress: all are lent, nothing is in work."""
         return self.running and all(self.slots.state(slot) is SlotState.LENT for slot in range(self._config.depth))
+
+    @property
+    def waits_for_copies(self) -> bool:
+        """Whether there is a batch to be loaded, and no slot for it before a copy is done."""
+        return self.running and self.copying > 0 and not self.slots.free_count and not self._exhausted()
 
     def given_to(self, number: int) -> list[int] | None:
         """The indices of the items that a worker was given and has not finished; None while it is not ready."""
@@ -171,12 +183,13 @@ class Core:
             case Result():
                 self._on_result(message)
             case Released(slot, generation):
-                if self.slots.release(slot, generation):
-                    del self._loads[slot]
+                self._on_released(slot, generation, effects)
             case Taken(batches):
                 self._unread -= batches
-            case Placed(slot, generation, lent):
-                self._on_placed(slot, generation, lent)
+            case Placed():
+                self._on_placed(message)
+            case Copied(slot, generation):
+                self._on_copied(slot, generation)
             case WorkerReady(worker=number):
                 worker = self._workers[number]
                 worker.ready = worker.began = True
@@ -225,8 +238,27 @@ class Core:
         if load.pending == 0:
             self.slots.filled(load.slot)
 
-    def _on_placed(self, slot: int, generation: int, lent: bool) -> None:
-        if not lent and self.slots.release(slot, generation):
+    def _on_placed(self, placed: Placed) -> None:
+        slot, generation, lent, copying = placed
+        if copying:
+            self.slots.copying(slot, generation)
+            self._loads[slot].on_device = True
+            self.copying += 1
+        elif not lent and self.slots.release(slot, generation):
+            del self._loads[slot]
+
+    def _on_copied(self, slot: int, generation: int) -> None:
+        if self.slots.copied(slot, generation):
+            self.copying -= 1
+            if self.slots.state(slot) is SlotState.FREE:
+                del self._loads[slot]
+
+    def _on_released(self, slot: int, generation: int, effects: list[Effect]) -> None:
+        if not self.slots.release(slot, generation):
+            return
+        if self.running and self._loads[slot].on_device:
+            effects.append(Retire(slot))  # at once: the fence is to come before what the consumer starts next
+        if self.slots.state(slot) is SlotState.FREE:
             del self._loads[slot]
 
     # What goes wrong.

@@ -11,6 +11,7 @@ from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu.policy import BadItem
 
 __all__ = [
+    "Copied",
     "Dispatch",
     "Drop",
     "Effect",
@@ -23,6 +24,7 @@ __all__ = [
     "PlacementFailed",
     "Released",
     "Respawn",
+    "Retire",
     "RowFailure",
     "Start",
     "Stop",
@@ -60,6 +62,7 @@ class Load:
         substitutes: for each row whose item is bad what is left to try in its place.
         dropped: whether an item is in it that is known to be bad, so that it is not even loaded.
         hopeless: whether a row has no substitute left.
+        on_device: whether it was placed in the memory of a device.
     """
 
     plan: BatchPlan
@@ -73,6 +76,7 @@ class Load:
     )
     dropped: bool = False
     hopeless: bool = False
+    on_device: bool = False
 
     def bad_items(self) -> list[BadItem]:
         """The items that could not be loaded."""
@@ -104,11 +108,23 @@ class Released(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """A batch was handed to the outbox. `lent` tells whether its arrays share the slot's memory."""
+    """A batch was handed to the outbox.
+
+    `lent` tells whether its arrays share the slot's memory, `copying` whether that is memory of a device to which the
+    host's is being copied: then `Copied` follows.
+    """
 
     slot: int
     generation: int
     lent: bool
+    copying: bool = False
+
+
+class Copied(NamedTuple):
+    """A slot's host memory has been copied to the device."""
+
+    slot: int
+    generation: int
 
 
 class PlacementFailed(NamedTuple):
@@ -138,7 +154,18 @@ class Unsent(NamedTuple):
 
 
 Message: TypeAlias = (
-    Start | Released | Placed | PlacementFailed | Taken | Stop | Result | Unsent | Unreadable | WorkerReady | WorkerLost
+    Start
+    | Released
+    | Placed
+    | Copied
+    | PlacementFailed
+    | Taken
+    | Stop
+    | Result
+    | Unsent
+    | Unreadable
+    | WorkerReady
+    | WorkerLost
 )
 
 
@@ -164,6 +191,12 @@ class Drop(NamedTuple):
     load: Load
 
 
+class Retire(NamedTuple):
+    """A batch in device memory is gone: see to it that nothing is written there before its last reader is done."""
+
+    slot: int
+
+
 class Respawn(NamedTuple):
     """Start another worker in the place of one that was lost. `suspects` are the items that it was at."""
 
@@ -182,4 +215,4 @@ class Finish(NamedTuple):
     """Nothing more will come: the end was reached."""
 
 
-Effect: TypeAlias = Dispatch | Place | Drop | Respawn | Fail | Finish
+Effect: TypeAlias = Dispatch | Place | Drop | Retire | Respawn | Fail | Finish

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from hydrax_gpu._engine.core import Core
 from hydrax_gpu._engine.inbox import EpollInbox
 from hydrax_gpu._engine.messages import (
+    Copied,
     Dispatch,
     Drop,
     Effect,
@@ -32,6 +33,7 @@ from hydrax_gpu._engine.messages import (
     PlacementFailed,
     Released,
     Respawn,
+    Retire,
     Start,
     Stop,
     Taken,
@@ -40,13 +42,19 @@ from hydrax_gpu._engine.messages import (
 )
 from hydrax_gpu._exec.chunk import describe, format_traceback
 from hydrax_gpu._exec.protocol import Executor, Failure, Result, Task, WorkerReady
+from hydrax_gpu._place import Placement
 from hydrax_gpu._plan import BatchPlan
-from hydrax_gpu.errors import PlacementError, WorkerDied, WorkerStartError
+from hydrax_gpu.errors import NotEnoughMemory, PlacementError, WorkerDied, WorkerStartError
 from hydrax_gpu.policy import BadItem
 
 __all__ = ["END", "Delivery", "Dropped", "Entry", "Failed", "Lent", "Placer", "Runner", "WorkerDeath"]
 
 _log = logging.getLogger("hydrax_gpu")
+
+_RETIRE_SECONDS = 1.0
+
+_COPY_LOOK = 0.001
+"""Seconds between two looks at whether the device has copied a slot, when there is no other slot to fill."""
 
 
 class Lent(NamedTuple):
@@ -134,15 +142,32 @@ class Placer(Protocol):
         """Whether JAX may hold a slot's memory back until its next call, so that a starved loader must make one."""
         ...
 
+    def decodes(self, layout: int) -> bool:
+        """Whether a device decodes the arrays of a layout, so that workers must not."""
+        ...
+
     def place(
         self,
         slot: int,
+        generation: int,
         layout: int,
         plan: BatchPlan,
         additional: Sequence[Mapping[str, Any] | None] | None,
         on_release: Callable[[], None],
-    ) -> tuple[Mapping[str, Any], Sequence[str] | None]:
-        """Returns the arrays by name, and the names of those that share the slot's memory, None if it is not lent."""
+    ) -> Placement:
+        """Makes the arrays of a slot."""
+        ...
+
+    def copied(self) -> list[tuple[int, int]]:
+        """Slots, and generations, of which the device has now copied the host memory."""
+        ...
+
+    def retire(self, slot: int) -> None:
+        """Sees to it that a slot's device memory is not written before those that read it are done."""
+        ...
+
+    def close(self) -> None:
+        """Waits until no device reads the slots."""
         ...
 
     def collect(self) -> None:
@@ -194,11 +219,13 @@ class Runner:
         self.taken = 0  # batches the consumer took out; written by the consumer alone
         self.consumer_drives = False  # whether the consumer waits in next(), and takes the turns there
         self.consumer_left_ns = 0  # when it last came out of there with a batch
+        self.retires = False  # whether batches that are gone are retired, and had better be at once
         self.wants_taken = False  # whether the consumer should wake us when it takes one
         self.lent: dict[int, Lent] = {}  # slot → the last of its batches that the consumer was given, alive or not
         self._placer = placer
         self._data = data
         self._plain = [isinstance(each, range) and each == range(len(each)) for each in data]
+        self._worker_decodes: list[bool | None] = [None] * len(data)
         self._training_groups = training_groups
         self._make_batch = make_batch
         self._seen_taken = 0
@@ -259,6 +286,9 @@ class Runner:
         if taken != self._seen_taken:
             count, self._seen_taken = taken - self._seen_taken, taken
             self.handle(Taken(count))
+        if self.core.copying:
+            for slot, generation in self._placer.copied():
+                self.handle(Copied(slot, generation))
         self.wants_taken = self.core.waits_for_consumer
         self.executor.flush()  # at the end of every turn, or an answer to what is still queued would be waited for
         if self._placer.deferred and self.core.starved:
@@ -266,7 +296,19 @@ class Runner:
             # in next() never will. So we do.
             self._placer.collect()
             return 0.01
-        return None
+        return _COPY_LOOK if self.core.waits_for_copies else None
+
+    def retire_now(self) -> None:
+        """Retires the batches that are gone, before the consumer is given another.
+
+        Whoever has the lock is about to do the same, and soon done: no function of the user's is called in a turn when
+        there are fences. Should it hang all the same, the next wait says so.
+        """
+        if self.lock.acquire(timeout=_RETIRE_SECONDS):
+            try:
+                self.turn()
+            finally:
+                self.lock.release()
 
     def held(self) -> list[tuple[int, str, Any]]:
         """What the consumer was given and holds one of the slots; see `Lent.alive`."""
@@ -285,6 +327,7 @@ class Runner:
         """Ends the workers. The caller holds `lock`."""
         self.handle(Stop())
         self.executor.close()
+        self._placer.close()
         self.inbox.close()
 
     def _count(self, result: Result) -> None:
@@ -307,6 +350,8 @@ class Runner:
                 self._place(load)
             case Drop(load):
                 self.outbox.put(Dropped(load.plan, load.bad_items()))
+            case Retire(slot):
+                self._placer.retire(slot)
             case Respawn():
                 self._respawn(effect)
             case Fail(error):
@@ -323,10 +368,13 @@ class Runner:
         data = self._data[layout]
         seeds = None if plan.seeds is None else plan.seeds[begin:end]
         indices = plan.indices[begin:end]
+        decode = self._worker_decodes[layout]
+        if decode is None:
+            decode = self._worker_decodes[layout] = not self._placer.decodes(layout)
         try:
             # Of a plain range, which stands for "no descriptors, just numbers", the item is the index.
             items = indices if self._plain[layout] else list(map(data.__getitem__, indices))
-            task = Task(effect.chunk, effect.load.slot, layout, begin, items, seeds)
+            task = Task(effect.chunk, effect.load.slot, layout, begin, items, seeds, decode)
             self.executor.submit(effect.worker, task)
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
@@ -348,15 +396,19 @@ class Runner:
     def _place(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation
         try:
-            arrays, shared = self._placer.place(
+            placement = self._placer.place(
                 slot,
+                generation,
                 self._layout(plan),
                 plan,
                 load.additional,
                 partial(self.inbox.post, Released(slot, generation)),
             )
+            arrays, shared, copying = placement
+            if copying:
+                self.retires = True
             batch = self._make_batch(plan, arrays, load.additional)
-        except PlacementError as error:
+        except (PlacementError, NotEnoughMemory) as error:
             self._messages.append(PlacementFailed(slot, generation, error))
             return
         except Exception as error:
@@ -369,7 +421,7 @@ class Runner:
             lent = Lent(slot, weakref.ref(batch), {name: weakref.ref(arrays[name]) for name in shared})
         bad = load.bad_items() if load.failures else ()
         self.outbox.put(Delivery(plan.position, batch, bad, lent))
-        self._messages.append(Placed(slot, generation, lent is not None))
+        self._messages.append(Placed(slot, generation, lent is not None, copying))
 
 
 def _failures(data: Sequence[Any], indices: Sequence[int], error: Exception) -> tuple[Failure, ...]:

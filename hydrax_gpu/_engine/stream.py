@@ -159,6 +159,8 @@ class Stream:
         if type(entry) is Dropped:
             return entry  # it took no place in the outbox
         runner.taken += 1
+        if runner.retires:
+            runner.retire_now()
         if (runner.wants_taken or runner.inbox.pending) and self._engine is not None:
             runner.inbox.wake()  # there is something to do, and we go away with a batch
         return entry

@@ -33,6 +33,11 @@ def timed_out(runner: Runner, seconds: float) -> BatchTimeoutError:
         )
         if held := holders(runner):
             lines.append(held)
+    if core.waits_for_copies:
+        lines.append(
+            f"{core.copying} slots wait to be copied to the device, which comes after the computations that were given "
+            "to it before and read the batches that were there. If none of them ends, the device hangs."
+        )
     items: list[int] = []
     stacks: dict[int, str] = {}
     views = runner.executor.inspect()

@@ -142,7 +142,7 @@ class ChunkRunner:
                     additional = _nothing(len(items))
                 additional[begun - first - 1] = result
         self._begun = begun
-        if task.layout in self._decoders and not status[0]:
+        if task.decode and task.layout in self._decoders and not status[0]:
             failed = {failure.offset for failure in failures}
             loaded = [offset for offset in range(len(items)) if offset not in failed]
             for offset, error in self._decode(task, loaded).items():
@@ -216,7 +216,7 @@ class ChunkRunner:
 
     def _decode(self, task: Task, offsets: Sequence[int]) -> dict[int, BaseException]:
         """Decodes rows that were loaded, if their layout has anything to decode; what is wrong with which."""
-        decoder = self._decoders.get(task.layout)
+        decoder = self._decoders.get(task.layout) if task.decode else None
         wrong: dict[int, BaseException] = {}
         if decoder is not None:
             for begin, end in runs(offsets):

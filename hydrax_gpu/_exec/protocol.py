@@ -106,7 +106,10 @@ class WorkSpec:
 
 
 class Task(NamedTuple):
-    """Rows `row .. row + len(items)` of a slot to fill. Plain and small: it is pickled once and sent to a process."""
+    """Rows `row .. row + len(items)` of a slot to fill. Plain and small: it is pickled once and sent to a process.
+
+    `decode` tells whether declared arrays are to be decoded by the worker, and not later on a device.
+    """
 
     chunk: int
     slot: int
@@ -114,6 +117,7 @@ class Task(NamedTuple):
     row: int
     items: list[Any]
     seeds: list[int] | None
+    decode: bool = True
 
 
 class Failure(NamedTuple):

@@ -105,6 +105,10 @@ class Arena:
         begin = slot * self.shape.stride
         return self.mapping.memory[begin : begin + self.shape.stride]
 
+    def address(self, slot: int) -> int:
+        """Where a slot begins."""
+        return self._address + slot * self.shape.stride
+
     def lease(self, slot: int, on_release: Callable[[], None]) -> Lease:
         """The bytes of a slot, with `on_release()` called when the last view of *this* lease is gone.
 

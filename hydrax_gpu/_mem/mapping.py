@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import os
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 __all__ = ["HUGE_PAGE", "Mapping", "attach", "create"]
@@ -44,12 +45,17 @@ class Mapping:
         memory: writable view of all of it.
         fd: file descriptor to share it with another process, -1 for private memory. `close_fd` when shared.
         huge: whether the kernel put it on huge pages.
+        address: of its first byte.
+        before_unmap: called, in this order, when the last view is gone and before the region is unmapped; on whichever
+            thread that happens.
     """
 
     size: int
     memory: memoryview = field(repr=False)
     fd: int
     huge: bool
+    address: int = 0
+    before_unmap: list[Callable[[], None]] = field(default_factory=list["Callable[[], None]"], repr=False)
 
     def close_fd(self) -> None:
         """Closes the file descriptor (the mapping stays). Idempotent."""
@@ -77,7 +83,8 @@ def create(size: int, *, shared: bool) -> Mapping:
         if shared:
             fd = os.memfd_create("hydrax_gpu", os.MFD_CLOEXEC)
             os.ftruncate(fd, size)
-        address, memory = _map(fd, size)
+        hooks: list[Callable[[], None]] = []
+        address, memory = _map(fd, size, hooks)
         if not shared:
             _libc.madvise(address, size, _MADV_HUGEPAGE)
         populated = _libc.madvise(address, size, _MADV_POPULATE_WRITE)
@@ -91,21 +98,22 @@ def create(size: int, *, shared: bool) -> Mapping:
             "or give the process more memory"
         ) from error
     huge = _libc.madvise(address, size, _MADV_COLLAPSE) == 0
-    return Mapping(size, memory, fd, huge)
+    return Mapping(size, memory, fd, huge, address, hooks)
 
 
 def attach(fd: int, size: int) -> Mapping:
     """Maps memory that another process created with `create(shared=True)`, and closes `fd`."""
     try:
-        address, memory = _map(fd, size)
+        hooks: list[Callable[[], None]] = []
+        address, memory = _map(fd, size, hooks)
         # Fills the page table in one call; otherwise the first batch pays a fault for every page.
         _libc.madvise(address, size, _MADV_POPULATE_WRITE)
     finally:
         os.close(fd)
-    return Mapping(size, memory, -1, False)
+    return Mapping(size, memory, -1, False, address, hooks)
 
 
-def _map(fd: int, size: int) -> tuple[int, memoryview]:
+def _map(fd: int, size: int, hooks: list[Callable[[], None]]) -> tuple[int, memoryview]:
     # Reserve one huge page more than needed, map at the aligned address inside, give the rest back.
     reserve = _libc.mmap(None, size + HUGE_PAGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1, 0)
     if reserve == _MAP_FAILED:
@@ -123,5 +131,11 @@ def _map(fd: int, size: int) -> tuple[int, memoryview]:
         _libc.munmap(address + size, tail)
     block = (ctypes.c_ubyte * size).from_address(address)
     # Not at exit: a jax.Array that outlives the interpreter's shutdown still reads this memory.
-    weakref.finalize(block, _libc.munmap, address, size).atexit = False
+    weakref.finalize(block, _unmap, address, size, hooks).atexit = False
     return address, memoryview(block).cast("B")
+
+
+def _unmap(address: int, size: int, hooks: list[Callable[[], None]]) -> None:
+    for hook in hooks:
+        hook()
+    _libc.munmap(address, size)

@@ -1,7 +1,13 @@
 """The life of a slot, as a table that only its owner changes.
 
-    FREE → FILLING → FULL → LENT → FREE
-                       └──────────→ FREE    a batch that is left out
+    FREE → FILLING → FULL → LENT → FREE                the batch reads the slot
+                       │      └→ COPYING → LENT → FREE  it reads a copy of it in the memory of a device
+                       │              └→ RETIRED → FREE  the same, dropped before the copy was known to be done
+                       └───────────────────→ FREE       a batch that is left out
+
+With a device, a slot is a pair: host memory that workers fill, and device memory of the same size that JAX reads. The
+next batch may be written to the host memory when the batch is gone and its copy is done; when it may be written to the
+device memory is another question, which only the device can answer (`_place/ring.py`).
 
 A slot holds one batch. Each time round it gets a new *generation*, and whatever speaks of a slot names the generation
 it means: a worker that finishes late, or an array that dies late, speaks of a generation that is over and is ignored.
@@ -25,6 +31,10 @@ class SlotState(enum.Enum):
     """All rows are written; it waits for its turn."""
     LENT = "lent"
     """JAX arrays or NumPy views of it are out; nobody may write."""
+    COPYING = "copying"
+    """The same, and a device may still read its host memory."""
+    RETIRED = "retired"
+    """Nothing refers to the batch any more, but a device may still read its host memory."""
 
 
 class SlotTable:
@@ -78,12 +88,39 @@ class SlotTable:
         self._move(slot, SlotState.FULL, SlotState.FREE)
         self._free.append(slot)
 
-    def release(self, slot: int, generation: int) -> bool:
-        """LENT → FREE if `generation` is the current one and it is lent; returns whether it was."""
-        if self._generation[slot] != generation or self._state[slot] is not SlotState.LENT:
+    def copying(self, slot: int, generation: int) -> None:
+        """LENT → COPYING: what the batch reads is a copy, which is not known to be done.
+
+        This must be said before the batch can be released; said too late it would come to a slot that is filled again.
+        """
+        if self._generation[slot] != generation:
+            raise AssertionError(f"slot {slot} has generation {self._generation[slot]}, not {generation}")
+        self._move(slot, SlotState.LENT, SlotState.COPYING)
+
+    def copied(self, slot: int, generation: int) -> bool:
+        """COPYING → LENT, or RETIRED → FREE, if `generation` is the current one; returns whether it was copied."""
+        if self._generation[slot] != generation:
             return False
-        self._state[slot] = SlotState.FREE
-        self._free.append(slot)
+        if self._state[slot] is SlotState.COPYING:
+            self._state[slot] = SlotState.LENT
+        elif self._state[slot] is SlotState.RETIRED:
+            self._state[slot] = SlotState.FREE
+            self._free.append(slot)
+        else:
+            return False
+        return True
+
+    def release(self, slot: int, generation: int) -> bool:
+        """LENT → FREE, or COPYING → RETIRED, if `generation` is the current one; returns whether it was lent."""
+        if self._generation[slot] != generation:
+            return False
+        if self._state[slot] is SlotState.LENT:
+            self._state[slot] = SlotState.FREE
+            self._free.append(slot)
+        elif self._state[slot] is SlotState.COPYING:
+            self._state[slot] = SlotState.RETIRED
+        else:
+            return False
         return True
 
     def describe(self) -> str:

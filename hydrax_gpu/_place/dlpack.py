@@ -4,12 +4,16 @@ JAX lets go of a DLPack import on the spot, when the last array, view or running
 not at some later call as it does with `device_put`. That is why slots are exported this way: their recycling rests on
 it. The capsule is NumPy's own, whose deleter also copes with an interpreter that is shutting down.
 
+That goes for memory of a device, too: a NumPy array over it is made, of which nobody reads an element, and its capsule
+is told where it lies.
+
 Source: DLPack's C header, `struct DLTensor` and `DLManagedTensor` (https://dmlc.github.io/dlpack/latest/c_api.html).
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +25,7 @@ from hydrax_gpu._place import jaxio
 if TYPE_CHECKING:
     import jax
 
-__all__ = ["to_jax"]
+__all__ = ["Exporter", "to_jax"]
 
 _CPU = 1
 
@@ -69,7 +73,7 @@ def to_jax(array: npt.NDArray[Any], device_index: int = 0) -> jax.Array:
     Raises:
         ValueError: JAX would have had to copy.
     """
-    return jaxio.jax().dlpack.from_dlpack(_Exporter(array, device_index), copy=False)
+    return jaxio.jax().dlpack.from_dlpack(Exporter(array, (_CPU, device_index)), copy=False)
 
 
 @cache
@@ -77,25 +81,38 @@ def _patch_of(dtype: np.dtype[Any]) -> tuple[int, int] | None:
     return _PATCHED.get(dtype.name)  # NumPy makes the name anew each time, which takes longer than all the rest
 
 
-class _Exporter:
-    """The DLPack protocol for one array."""
+class Exporter:
+    """The DLPack protocol for one array.
 
-    __slots__ = ("_array", "_device")
+    Args:
+        array: C-contiguous, writable; of its memory only the address is looked at.
+        device: `(DLDeviceType, index)` of that memory.
+        order: called with the stream that is going to read, before the capsule is made.
+    """
 
-    def __init__(self, array: npt.NDArray[Any], device_index: int) -> None:
-        self._array = array
-        self._device = (_CPU, device_index)
+    __slots__ = ("_device", "_order", "view")
+
+    def __init__(
+        self, array: npt.NDArray[Any], device: tuple[int, int], order: Callable[[Any], None] | None = None
+    ) -> None:
+        self.view = array
+        self._device = device
+        self._order = order
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._device
 
-    def __dlpack__(self, **_: Any) -> Any:
-        # The consumer's stream, version and copy wishes mean nothing on the CPU, where nothing is in flight.
-        array = self._array
+    def __dlpack__(self, *, stream: Any = None, **_: Any) -> Any:
+        # The consumer's version and copy wishes mean nothing here: the older format, and no copy, is all there is.
+        if self._order is not None:
+            self._order(stream)
+        array = self.view
         patch = _patch_of(array.dtype)
-        if patch is None:
+        if patch is None and self._device[0] == _CPU:
             return array.__dlpack__()
-        capsule = array.view(np.dtype(f"u{array.dtype.itemsize}")).__dlpack__()
+        capsule = (array if patch is None else array.view(np.dtype(f"u{array.dtype.itemsize}"))).__dlpack__()
         tensor = _DLTensor.from_address(_get_pointer(capsule, b"dltensor"))
-        tensor.code, tensor.bits = patch
+        tensor.device_type, tensor.device_id = self._device
+        if patch is not None:
+            tensor.code, tensor.bits = patch
         return capsule

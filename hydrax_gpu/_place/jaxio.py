@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from hydrax_gpu._place import settle
 
-__all__ = ["canonical", "collect", "copier", "default_device", "jax", "on_cpu", "prepare"]
+__all__ = ["canonical", "chosen_device", "collect", "copier", "jax", "prepare", "resolve"]
 
 
 @cache
@@ -23,21 +24,21 @@ def jax() -> Any:
 
 def prepare() -> None:
     """Imports jax and starts its backend, in the caller's thread, while workers start in theirs."""
-    default_device()
+    resolve(chosen_device())
     settle.arm()
 
 
-def default_device() -> Any:
-    """The `jax.Device` that uncommitted arrays go to: `jax_default_device`, or the first local device."""
-    device = jax().config.jax_default_device
-    if isinstance(device, str):
-        return jax().local_devices(backend=device)[0]
-    return device if device is not None else jax().local_devices()[0]
+def chosen_device() -> Any:
+    """What `jax_default_device` is in this thread, which `jax.default_device(...)` sets for one thread alone."""
+    # whoever has set it has imported jax
+    return jax().config.jax_default_device if "jax" in sys.modules else None
 
 
-def on_cpu() -> bool:
-    """Whether the default device reads host memory, so that a slot can be aliased."""
-    return bool(default_device().platform == "cpu")
+def resolve(chosen: Any) -> Any:
+    """The `jax.Device` that uncommitted arrays go to: the one that was chosen, or the first local device."""
+    if isinstance(chosen, str):
+        return jax().local_devices(backend=chosen)[0]
+    return chosen if chosen is not None else jax().local_devices()[0]
 
 
 def canonical(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -14,10 +14,7 @@ from hydrax_gpu.loader import Delivery, ExecutorName
 from tests import loaders
 from tests.race.pattern import assert_intact, fill, pattern_group
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif("jax.default_backend() != 'gpu'", reason="jax sees no GPU here"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("delivery", ["auto", "alias", "copy"])

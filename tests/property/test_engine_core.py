@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hydrax_gpu._engine.core import Core, CoreConfig
 from hydrax_gpu._engine.faults import FaultRules
 from hydrax_gpu._engine.messages import (
+    Copied,
     Dispatch,
     Drop,
     Effect,
@@ -28,6 +29,7 @@ from hydrax_gpu._engine.messages import (
     PlacementFailed,
     Released,
     Respawn,
+    Retire,
     Start,
     Stop,
     Taken,
@@ -122,6 +124,9 @@ class World(RuleBasedStateMachine):
         self.to_place: deque[Load] = deque()
         self.outbox = 0
         self.lent: list[tuple[int, int]] = []
+        self.copying: list[tuple[int, int]] = []  # of the lent and of the retired
+        self.on_device: set[tuple[int, int]] = set()
+        self.unretired: set[int] = set()  # slots of the device that were released, and not fenced off since
         self.stale: list[tuple[int, int]] = []
         self.left: list[int] = []  # positions, in the order in which they were placed or dropped
         self.dropped: list[int] = []
@@ -175,7 +180,10 @@ class World(RuleBasedStateMachine):
                     assert items == self.outcome(load.plan.position)
                     original = self.plan.at(load.plan.position).indices
                     assert load.plan.replaced == tuple(r for r in range(len(items)) if items[r] != original[r])
+                    assert load.slot not in self.unretired, "nothing is written to a slot without a fence"
                     self.to_place.append(load)
+                case Retire(slot):
+                    self.unretired.remove(slot)
                 case Drop(load):
                     assert self.mode == "drop" and self.outcome(load.plan.position) is None
                     self.left.append(load.plan.position)
@@ -266,25 +274,44 @@ class World(RuleBasedStateMachine):
             self.take(self.core.step(Unreadable(worker, task.chunk, failure)))
 
     @precondition(lambda self: self.to_place)
-    @rule(lent=st.booleans())
-    def a_batch_is_placed(self, lent: bool) -> None:
+    @rule(how=st.sampled_from(["lent", "copied", "on the device"]))
+    def a_batch_is_placed(self, how: str) -> None:
         load = self.to_place.popleft()
         self.left.append(load.plan.position)
         self.outbox += 1
         key = load.slot, load.generation
-        if lent:
-            self.lent.append(key)
-        else:
+        if how == "copied":
             self.stale.append(key)
-        self.take(self.core.step(Placed(*key, lent)))
+        else:
+            self.lent.append(key)
+        if how == "on the device":
+            self.copying.append(key)
+            self.on_device.add(key)
+        self.take(self.core.step(Placed(*key, how != "copied", how == "on the device")))
+
+    @precondition(lambda self: self.copying)
+    @rule(data=st.data())
+    def the_device_has_copied_a_slot(self, data: st.DataObject) -> None:
+        key = data.draw(st.sampled_from(self.copying))
+        self.copying.remove(key)
+        self.take(self.core.step(Copied(*key)))
 
     @precondition(lambda self: self.lent)
     @rule(data=st.data())
     def a_lent_slot_is_released(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(self.lent))
+        self.release(key)
+
+    def release(self, key: tuple[int, int]) -> None:
         self.lent.remove(key)
         self.stale.append(key)
-        self.take(self.core.step(Released(*key)))
+        if key in self.on_device and not self.ended:
+            self.unretired.add(key[0])
+        effects = self.core.step(Released(*key))
+        if key in self.on_device and not self.ended:
+            assert effects[0] == Retire(key[0]), "before anything that the same message leads to"
+        self.take(effects)
+        assert key[0] not in self.unretired
 
     @precondition(lambda self: self.stale)
     @rule(data=st.data())
@@ -292,6 +319,8 @@ class World(RuleBasedStateMachine):
         slot, generation = data.draw(st.sampled_from(self.stale))
         before = self.core.slots.describe()
         effects = self.core.step(Released(slot, generation))
+        if (slot, generation) not in self.copying:
+            effects += self.core.step(Copied(slot, generation))
         assert not effects and self.core.slots.describe() == before
 
     @precondition(lambda self: self.outbox)
@@ -314,7 +343,8 @@ class World(RuleBasedStateMachine):
         if hasattr(self, "core"):
             held = sum(self.core.slots.state(s) is not SlotState.FREE for s in range(self.depth))
             assert held + self.core.slots.free_count == self.depth
-            assert len(self.lent) + len(self.to_place) <= held
+            assert len({*self.lent, *self.copying}) + len(self.to_place) <= held
+            assert self.core.copying == len(self.copying)
 
     @invariant()
     def batches_leave_in_order_and_once(self) -> None:
@@ -332,9 +362,12 @@ class World(RuleBasedStateMachine):
     @invariant()
     def a_slot_that_is_lent_is_not_filled(self) -> None:
         if hasattr(self, "core"):
-            for slot, generation in self.lent:
-                assert self.core.slots.state(slot) is SlotState.LENT
-                assert self.core.slots.generation(slot) == generation
+            for key in {*self.lent, *self.copying}:
+                expected = SlotState.LENT
+                if key in self.copying:
+                    expected = SlotState.COPYING if key in self.lent else SlotState.RETIRED
+                assert self.core.slots.state(key[0]) is expected
+                assert self.core.slots.generation(key[0]) == key[1]
 
     def teardown(self) -> None:
         """Whatever happened before: when the world does its part, everything arrives, and then the end."""
@@ -356,7 +389,9 @@ class World(RuleBasedStateMachine):
                 count, self.outbox = self.outbox, 0
                 self.take(self.core.step(Taken(count)))
             elif self.lent:
-                self.take(self.core.step(Released(*self.lent.pop())))
+                self.release(self.lent[-1])
+            elif self.copying:
+                self.take(self.core.step(Copied(*self.copying.pop())))
             else:
                 break
         end = self.ended[0]

@@ -150,27 +150,64 @@ def test_a_transition_that_does_not_exist_is_an_assertion(misuse: str) -> None:
         getattr(table, misuse)(0)
 
 
-@given(st.integers(1, 6), st.lists(st.tuples(st.sampled_from(["take", "fill", "lend", "release"]), st.integers(0, 5))))
-def test_the_table_agrees_with_a_simple_model(depth: int, actions: list[tuple[str, int]]) -> None:
+def test_what_is_said_of_a_slot_too_late_is_an_assertion() -> None:
+    table = SlotTable(1)
+    table.take()
+    table.filled(0)
+    table.lend(0)
+    table.release(0, 1)
+    with pytest.raises(AssertionError, match="slot 0 is free, cannot go lent → copying"):
+        table.copying(0, 1)
+    table.take()
+    with pytest.raises(AssertionError, match="slot 0 has generation 2, not 1"):
+        table.copying(0, 1)
+
+
+ACTIONS = ["take", "fill", "lend", "copying", "copied", "release", "discard"]
+NEXT = {
+    ("fill", SlotState.FILLING): SlotState.FULL,
+    ("lend", SlotState.FULL): SlotState.LENT,
+    ("discard", SlotState.FULL): SlotState.FREE,
+    ("copying", SlotState.LENT): SlotState.COPYING,
+    ("copied", SlotState.COPYING): SlotState.LENT,
+    ("copied", SlotState.RETIRED): SlotState.FREE,
+    ("release", SlotState.LENT): SlotState.FREE,
+    ("release", SlotState.COPYING): SlotState.RETIRED,
+}
+
+
+@given(st.integers(1, 6), st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 5), st.booleans())))
+def test_the_table_agrees_with_a_simple_model(depth: int, actions: list[tuple[str, int, bool]]) -> None:
     table, model, freed = SlotTable(depth), [SlotState.FREE] * depth, list(range(depth))[::-1]
-    for action, number in actions:
+    for action, number, late in actions:
         slot = number % depth
+        generation = table.generation(slot)
+        after = NEXT.get((action, model[slot]))
         if action == "take":
             taken = table.take()
             assert (taken[0] if taken else None) == (freed.pop() if freed else None)
             if taken:
                 model[taken[0]] = SlotState.FILLING
-        elif action == "fill" and model[slot] is SlotState.FILLING:
+        elif action in ("copied", "release"):
+            call = getattr(table, action)
+            if late:
+                assert not call(slot, generation - 1)
+                after = None
+            else:
+                assert call(slot, generation) == (after is not None)
+        elif after is None:
+            continue
+        elif action == "fill":
             table.filled(slot)
-            model[slot] = SlotState.FULL
-        elif action == "lend" and model[slot] is SlotState.FULL:
+        elif action == "lend":
             table.lend(slot)
-            model[slot] = SlotState.LENT
-        elif action == "release":
-            was_lent = model[slot] is SlotState.LENT
-            assert table.release(slot, table.generation(slot)) == was_lent
-            if was_lent:
-                model[slot] = SlotState.FREE
+        elif action == "discard":
+            table.discard(slot)
+        else:
+            table.copying(slot, generation)
+        if after is not None:
+            model[slot] = after
+            if after is SlotState.FREE:
                 freed.append(slot)
         assert [table.state(s) for s in range(depth)] == model
         assert table.free_count == len(freed)

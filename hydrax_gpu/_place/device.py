@@ -1,0 +1,178 @@
+"""What placement asks of a device: the one protocol behind which CUDA and the fake of the tests stand.
+
+It is small on purpose. Streams and events are those of CUDA: a stream does its work in order, an event marks a place in
+it, a stream that waits for an event does so by itself while the host goes on. Nothing here blocks the host but
+`synchronize`, which is for the end.
+
+Addresses are plain integers, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from hydrax_gpu._spec import Layout
+
+__all__ = ["Convert", "Decoder", "Device", "DeviceMemory", "Event", "Owner", "Stream"]
+
+Stream: TypeAlias = Any
+Event: TypeAlias = Any
+"""Opaque: what `new_stream` and `new_event` of the same device have returned."""
+
+Owner: TypeAlias = Literal["device", "xla"]
+
+Arrays: TypeAlias = "Mapping[str, np.ndarray[Any, Any]]"
+
+Decoder: TypeAlias = "Callable[[Stream, Arrays, Arrays], None]"
+"""`(stream, arrays as they were loaded, arrays of the batch)`, in device memory; fills the latter, when it is the
+stream's turn."""
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class DeviceMemory:
+    """An allocation on a device, given back when nothing refers to this object and to its leases any more.
+
+    Attributes:
+        address: of the first byte, a multiple of 256.
+        nbytes: size.
+        owner: who was asked for it: the device, beside what XLA has reserved, or XLA.
+        keep: what must live as long as this.
+    """
+
+    address: int
+    nbytes: int
+    owner: Owner
+    keep: Any = None
+
+    def lease(self, offset: int, nbytes: int, on_release: Callable[[], None]) -> Any:
+        """A window for NumPy arrays of which only shape, dtype and address are ever looked at, as of `Arena.lease`.
+
+        `on_release()` is called when the last array over it is gone, and the last `jax.Array` made of one: on whichever
+        thread lets go, possibly inside the garbage collector.
+        """
+        lease = (ctypes.c_ubyte * nbytes).from_address(self.address + offset)
+        vars(lease)["memory"] = self
+        weakref.finalize(lease, on_release).atexit = False
+        return lease
+
+
+@dataclass(frozen=True, slots=True)
+class Convert:
+    """A conversion of `count` elements from one dtype to another, as `numpy.ndarray.astype` does it."""
+
+    source: int
+    source_dtype: np.dtype[Any]
+    destination: int
+    destination_dtype: np.dtype[Any]
+    count: int
+
+
+class Device(Protocol):
+    """One device that JAX computes on and that has memory of its own."""
+
+    @property
+    def name(self) -> str:
+        """Its name, for people."""
+        ...
+
+    @property
+    def dlpack_device(self) -> tuple[int, int]:
+        """`(DLDeviceType, index)` of its memory."""
+        ...
+
+    # Memory.
+
+    def free_memory(self) -> tuple[int, int]:
+        """Free bytes outside of what XLA has reserved, and all bytes."""
+        ...
+
+    def allocate(self, nbytes: int, owner: Owner) -> DeviceMemory:
+        """Takes memory.
+
+        Raises:
+            MemoryError: there is not that much.
+        """
+        ...
+
+    def pin(self, address: int, nbytes: int) -> None:
+        """Registers host memory, so that it is read without the processor's help.
+
+        Raises:
+            OSError: the driver or the kernel refuses; the message says why.
+        """
+        ...
+
+    def unpin(self, address: int) -> None:
+        """Takes the registration back. No copy from there may be under way."""
+        ...
+
+    # Streams.
+
+    def new_stream(self) -> Stream:
+        """A stream that is ordered with no other."""
+        ...
+
+    def new_event(self) -> Event:
+        """An event that was never recorded, for which nobody waits."""
+        ...
+
+    def record(self, event: Event, stream: Stream) -> None:
+        """Lets `event` mark what the stream was given so far. An event can be recorded again."""
+        ...
+
+    def wait(self, stream: Stream, event: Event) -> None:
+        """Makes what the stream is given from now on wait for the place that `event` marks now."""
+        ...
+
+    def done(self, event: Event) -> bool:
+        """Whether what the event marks is done."""
+        ...
+
+    def synchronize(self, stream: Stream) -> None:
+        """Blocks the host until the stream has done what it was given, without the GIL."""
+        ...
+
+    # Work.
+
+    def copy_in(self, stream: Stream, destination: int, source: int, nbytes: int) -> None:
+        """Copies from host memory to device memory, when it is the stream's turn."""
+        ...
+
+    def converts(self, source: np.dtype[Any], destination: np.dtype[Any]) -> bool:
+        """Whether `convert` can do this with the very values that `astype` has."""
+        ...
+
+    def convert(self, stream: Stream, work: Convert) -> None:
+        """Converts within device memory, when it is the stream's turn."""
+        ...
+
+    def decoder(self, layout: Layout) -> Decoder:
+        """What decodes the declared arrays of a layout, one that is `decoding.decodable`."""
+        ...
+
+    # XLA.
+
+    def fence(self, stream: Stream) -> None:
+        """Makes the stream wait for everything that XLA's compute stream of this device was given so far."""
+        ...
+
+    def order_reader(self, reader: Any, event: Event) -> None:
+        """Makes the stream that JAX names in `__dlpack__(stream=)` wait for an event."""
+        ...
+
+    def to_jax(self, exporter: Any) -> Any:
+        """A `jax.Array` on the memory of an object with `__dlpack__` and `__dlpack_device__`, without a copy."""
+        ...
+
+    def copy_to_jax(self, view: np.ndarray[Any, Any]) -> Any:
+        """A `jax.Array` in memory of XLA's with the content of `view`, which lies in pinned host memory.
+
+        The copy may go on after the return: `view` is alive until it is done.
+        """
+        ...
