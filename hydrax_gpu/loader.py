@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, final
 
 import numpy.typing as npt
 
 from hydrax_gpu import _place
 from hydrax_gpu._arguments import at_least, choice
+from hydrax_gpu._assembly import (
+    ExecutorName,
+    UserPlacement,
+    decoded_by,
+    log_remainders,
+    new_executor,
+    notes_of,
+    user_placement,
+)
 from hydrax_gpu._engine import (
     Core,
     CoreConfig,
@@ -24,24 +33,20 @@ from hydrax_gpu._engine import (
     close_at_exit,
     positions_after,
 )
-from hydrax_gpu._exec.inline import InlineExecutor
-from hydrax_gpu._exec.procs import ProcessExecutor
 from hydrax_gpu._exec.protocol import RowsLoader, WorkSpec
 from hydrax_gpu._exec.role import is_worker
-from hydrax_gpu._exec.threads import ThreadExecutor
 from hydrax_gpu._kernels.choice import Choice, choose
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, validation_of
 from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, to_state
 from hydrax_gpu._progress import Progress
-from hydrax_gpu._spec import LayoutTuple
-from hydrax_gpu.batch import Batch, columns, make_batch, plan_of_batch
+from hydrax_gpu.batch import Batch, make_batch, plan_of_batch
 from hydrax_gpu.group import DataGroup, data_of, groups_of, layout_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
 from hydrax_gpu.report import Report, WorkerInfo
 
 if TYPE_CHECKING:
-    import jax
+    pass
 
 __all__ = ["Dataloader", "Delivery", "ExecutorName", "State"]
 
@@ -52,7 +57,6 @@ D = TypeVar("D")
 ItemArrays: TypeAlias = MappingProxyType[str, npt.NDArray[Any]]
 LoaderFunc: TypeAlias = Callable[[D, ItemArrays, "int | None"], "dict[str, Any] | None"]
 Groups: TypeAlias = DataGroup[D] | Iterable[DataGroup[D]]
-ExecutorName: TypeAlias = Literal["process", "thread", "inline"]
 Delivery: TypeAlias = Literal["auto", "alias", "copy"]
 State: TypeAlias = dict[str, Any]
 
@@ -137,11 +141,7 @@ class Dataloader(Generic[D]):
         deterministic: bool = True,
         timeout_sec: float = 60,
         startup_func: Callable[[], object] | None = None,
-        placement_func: Callable[
-            [ItemArrays, MappingProxyType[str, LayoutTuple], MappingProxyType[str, Sequence[Any]], DataGroup[D]],
-            Mapping[str, jax.Array],
-        ]
-        | None = None,
+        placement_func: UserPlacement[D] | None = None,
         executor: ExecutorName = "process",
         delivery: Delivery = "auto",
         on_error: ErrorPolicy | Mode = "drop",
@@ -230,8 +230,8 @@ class Dataloader(Generic[D]):
                 "start_at=loader.state()."
             )
         self._entered_ns = time.perf_counter_ns()
-        _log_remainders("training", self._training)
-        _log_remainders("validation", self._validation)
+        log_remainders("training", self._training)
+        log_remainders("validation", self._validation)
         stream = self._stream = self._build()
         try:
             stream.start()
@@ -324,18 +324,7 @@ class Dataloader(Generic[D]):
             shared=self._executor_name == "process",
         )
         inbox = EpollInbox()
-        match self._executor_name:
-            case "process":
-                try:
-                    executor = ProcessExecutor(spec, arena, inbox, workers)
-                except TypeError:  # nobody else would give their file descriptors back
-                    inbox.close()
-                    arena.mapping.close_fd()
-                    raise
-            case "thread":
-                executor = ThreadExecutor(spec, arena, inbox, workers)
-            case "inline":
-                executor = InlineExecutor(spec, arena, inbox)
+        executor = new_executor(self._executor_name, spec, arena, inbox, workers)
         core = Core(
             CoreConfig(
                 plan=self._plan.at,
@@ -360,7 +349,7 @@ class Dataloader(Generic[D]):
                 ),
             )
         )
-        self._placer = _place.Placer(arena, layouts, self._delivery, self._user_placement(groups))
+        self._placer = _place.Placer(arena, layouts, self._delivery, user_placement(self._placement_func, groups))
         first = self._first_validation()
 
         def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any) -> Batch[D]:
@@ -379,19 +368,6 @@ class Dataloader(Generic[D]):
             make_batch=build_batch,
         )
         return Stream(self._runner, threaded=self._executor_name != "inline", timeout=self._timeout, depth=self._depth)
-
-    def _user_placement(self, groups: tuple[DataGroup[D], ...]) -> _place.PlacementFunc | None:
-        function = self._placement_func
-        if function is None:
-            return None
-
-        def place(arrays: Mapping[str, npt.NDArray[Any]], layout: int, additional: Any) -> Mapping[str, Any]:
-            group = groups[layout]
-            rows = len(next(iter(arrays.values())))
-            extra = MappingProxyType(columns(additional, rows))
-            return function(cast("ItemArrays", arrays), group.loader_layouts, extra, group)
-
-        return place
 
     def _first_validation(self) -> tuple[int, int]:
         """Validation passes and batches before the start; a pass that is resumed in its middle counts as the first."""
@@ -496,45 +472,11 @@ class Dataloader(Generic[D]):
             device=self._placer.device_name if self._placer is not None else None,
             device_memory_bytes=self._placer.device_bytes if self._placer is not None else 0,
             pinned=self._placer.pinned if self._placer is not None else None,
-            notes=self._notes(),
+            notes=notes_of(self._plan, runner, self._placer),
             bad=progress.bad.snapshot(),
             dropped_batches=progress.dropped_batches,
             replaced_items=progress.replaced_items,
             fallbacks=dict(runner.counters.fallbacks) if runner is not None else {},
             worker_deaths=tuple(runner.deaths) if runner is not None else (),
-            kernels=self._decoded_by(),
+            kernels=decoded_by(self._kernels, self._placer),
         )
-
-    def _decoded_by(self) -> str:
-        if self._kernels is None:
-            return ""
-        on_device = self._placer.decoded_there if self._placer is not None else []
-        if not any(on_device):
-            return str(self._kernels)
-        device = self._placer.device_name if self._placer is not None else None
-        return f"{device}" if all(on_device) else f"{device}, {self._kernels}"
-
-    def _notes(self) -> tuple[str, ...]:
-        notes: list[str] = []
-        runner = self._runner
-        if runner is not None and any(worker.imported_jax for worker in runner.workers.values()):
-            notes.append(
-                "the workers import jax, because the module of the loader function does: in a module without it they "
-                "start faster and need less memory"
-            )
-        if self._placer is not None:
-            notes.extend(self._placer.notes)
-        for ratio in self._plan.ratios or ():
-            notes.append(f"a training group supplies exactly {ratio} of the batches")
-        return tuple(notes)
-
-
-def _log_remainders(kind: str, groups: tuple[DataGroup[Any], ...]) -> None:
-    for index, group in enumerate(groups):
-        left_out = plan_of(group).remainder_items
-        if left_out:
-            _log.info(
-                "%s group %d: %d of %d items do not fill a batch of %d and are left out of each pass "
-                "(remainder='drop'; 'pad' and 'short' keep them)",
-                kind, index, left_out, len(group), group.batch_size,
-            )  # fmt: skip
