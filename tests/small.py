@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hydrax_gpu import DataGroup, Dataloader
+from hydrax_gpu._plan import GroupPlan, Plan, ValidationPlan
 from tests import loaders
 
 ARRAYS = {"x": ((3,), np.uint8, np.float32), "y": ((), np.int32, np.int32)}
@@ -37,3 +38,17 @@ def refused(kind: type[Exception], **options: Any) -> str:
         loader(**options)
     assert type(caught.value) is kind
     return str(caught.value)
+
+
+def engine_plan(end: int) -> Plan:
+    """Two training groups and a validation pass, of `end` training batches."""
+    training = [
+        GroupPlan(
+            length=23, batch_size=5, seed=1, shuffle_first=True, shuffle_later="itemwise", remainder="pad", weight=None
+        ),
+        GroupPlan(
+            length=9, batch_size=4, seed=2, shuffle_first=False, shuffle_later="repeat", remainder="short", weight=None
+        ),
+    ]
+    validation = ValidationPlan("batch", 3, (training[1],))
+    return Plan(training, validation=validation, end=("batch", end))
