@@ -36,19 +36,19 @@ def experiments() -> list[Experiment]:
         Metric("of_twin", "times as fast as the NumPy twin", Goal(at_least=1.0)),
         Metric("of_copy", "of the time that copying takes: half the bytes to as many"),
     )
-    cases = [target_case(name, "benchmarks.kernels:measure", judged=True, name=name) for name in CASES]
+    cases = [target_case(name, "benchmarks.kernels:measure", judged=True, kernel=name) for name in CASES]
     return [Experiment("kernels", f"kernels: {ROWS} rows on one thread", tuple(cases), metrics)]
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(kernel: str) -> dict[str, Any]:
     """GB/s, and the ratios to the other two, as medians of rounds in which all three are measured."""
     import numpy as np
 
     from hydrax_gpu._kernels import sources
     from hydrax_gpu._kernels.host import Library
 
-    host, inputs, outputs = bound(name, Library(str(sources.LIBRARY)))
-    twin, *_ = bound(name, None)
+    host, inputs, outputs = bound(kernel, Library(str(sources.LIBRARY)))
+    twin, *_ = bound(kernel, None)
     moved = sum(array.nbytes for array in (*inputs, *outputs))
     source = np.ones(moved // 2, np.uint8)
     target = np.empty_like(source)

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import harness, soak, table, workloads
+from benchmarks import harness, kernels, soak, table, workloads
 from benchmarks.accounts import Window, family, memory, read_stat
 from benchmarks.harness import Case, Experiment, Goal, Metric, Run, run_case, run_rounds, target_case
 from benchmarks.stats import ratios, spread
 from hydrax_gpu._mem.slots import SlotState
+from tests.kernels import host
 
 ABOUT = {"date": "2024-01-01", "machine": {}, "versions": {}}
 RATE = Metric("items_per_s", "items/s", Goal(at_least=0.4), limit_case="limit")
@@ -245,6 +246,22 @@ def test_an_unknown_workload_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit):
         command.parse(["cpu", "--only", "items,nothing"])
     assert "nothing: not one of items, bytes, startup, handover" in capsys.readouterr().err
+
+
+def test_every_workload_lists_its_cases() -> None:
+    wanted = [name for name in command.NAMES + command.SLOW if name not in ("bytes", "jpeg")]  # these make files
+    with ExitStack() as stack:
+        listed = list(command.chosen(command.parse(["cpu", "--only", ",".join(wanted)]), stack))
+    assert {each.name.partition("-")[0] for each in listed} == set(wanted)
+    assert all(each.cases and each.metrics for each in listed)
+
+
+def test_a_kernel_is_measured_beside_its_twin_and_a_copy() -> None:
+    host()
+    case = next(case for case in kernels.experiments()[0].cases if case.name == "unpack_bits 1 bit u8")
+    run = run_case(case, 0, 60)
+    assert run.error is None, run.stderr
+    assert all((run.value(key) or 0) > 0 for key in ("host_gbs", "of_twin", "of_copy"))
 
 
 class Slots:
