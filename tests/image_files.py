@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from hydrax_gpu.loaders import ImageLoader
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -116,3 +119,21 @@ def kinds(width: int = 48, height: int = 36) -> Mapping[str, bytes]:
         "ppm": encoded(rgb, "PPM"),
     }
     return files
+
+
+def rows(loader: ImageLoader) -> dict[str, Any]:
+    """Arrays for an item of this loader, with something in them."""
+    return {name: np.full(spec.shape, 7, spec.numpy_dtype) for name, spec in loader.arrays().items()}
+
+
+def load(loader: ImageLoader, item: Any, seed: int | None = None) -> Any:
+    """The picture's row; the item's labels are thrown away."""
+    arrays = rows(loader)
+    loader(item, arrays, seed)
+    return arrays["image"]
+
+
+def ramp(channels: int) -> np.ndarray:
+    """All 256 values in every channel, shape (16, 16, channels), each channel in another order."""
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    return np.stack([np.roll(values, 7 * channel) for channel in range(channels)], axis=-1)
