@@ -86,7 +86,7 @@ class Peer:
         start, size = bytearray(), 4096
         while isinstance(size, int) and size > len(start):
             start = bytearray(size)
-            got = system.read(fd, [start], 0)
+            got = system.read(fd, [start], 0, size)
             if got < size and not isinstance(unpack_head(bytes(start[:got])), Head):
                 self.unreadable = "its head is not whole"
                 return
@@ -105,7 +105,7 @@ class Peer:
         if count <= 0:
             return None
         data = bytearray(count * row)
-        got = system.read(fd, [data], start)
+        got = system.read(fd, [data], start, len(data))
         rows, good = self._format.unseal(memoryview(data)[:got], self.rows, self.name)
         places = np.flatnonzero(good)
         if not len(places):
@@ -128,7 +128,7 @@ class Peer:
             fd = system.open(self._path + CLAIM)
             try:
                 buffer = bytearray(system.size(fd))
-                data = bytes(buffer[: system.read(fd, [buffer], 0)]) if buffer else b""
+                data = bytes(buffer[: system.read(fd, [buffer], 0, len(buffer))])
             finally:
                 system.close(fd)
         claim = unpack_claim(data)
