@@ -38,11 +38,13 @@ class Reader:
     Attributes:
         nbytes: bytes read.
         calls: reads made.
+        errors: of the operating system.
     """
 
     def __init__(self, files: Files, system: System, digest: Digest) -> None:
         self.nbytes = 0
         self.calls = 0
+        self.errors: list[OSError] = []
         self._files = files
         self._system = system
         self._digest = digest
@@ -75,6 +77,7 @@ class Reader:
                     else:
                         self._small(fd, read, records, memory, failed)
         except OSError as error:
+            self.errors.append(error)
             for record, size in enumerate(records.sizes):
                 if size:
                     failed(record, f"{name}: {error.strerror or error}")

@@ -127,7 +127,7 @@ class Store:
         self._writer: Writer | None = None
         self._here = current()
         self._stats = Stats()
-        self._table = Table(spec.location, self._format, self._system)
+        self._table = Table(spec.location, spec.descriptor, self._format, self._system)
         self.refresh()
 
     @classmethod
