@@ -194,8 +194,8 @@ class Cache:
         for peer in self.writers:
             if peer.error is not None:
                 raise CacheError(
-                    f"{peer.name}{JOURNAL} cannot be read ({peer.error.strerror}), and what it speaks of would be lost. "
-                    "Give permission, or remove that file."
+                    f"{peer.name}{JOURNAL} cannot be read ({peer.error.strerror}), and what it speaks of would be "
+                    "lost. Give permission, or remove that file."
                 )
 
     def copy(self, target: str, progress: Progress = lambda _: None) -> Outcome:

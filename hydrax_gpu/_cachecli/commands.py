@@ -37,7 +37,8 @@ def add_parser(commands: Any) -> None:
         "repair",
         help="leave out what is damaged, and put the rest together",
         description="Writes all good entries anew and removes the rest, when nobody is writing. Damaged ones are made "
-        "again by the next run that fills the cache. The disk needs room for another copy of the largest writer's files.",
+        "again by the next run that fills the cache. The disk needs room for another copy of the largest writer's "
+        "files.",
         epilog=_STATUS,
     )
     copy = actions.add_parser("copy", help="a verified copy of all good entries, put together", epilog=_STATUS)
@@ -97,19 +98,15 @@ def _info(cache: Cache, as_json: bool) -> int:
     if as_json:
         _write(json.dumps(data, indent=2))
         return 0
-    of = (
-        f" of {descriptor.length:,} items"
-        if descriptor.seeded == "item"
-        else f", of {descriptor.length:,} items a pass"
-    )
+    each_pass = "" if descriptor.seeded == "item" else " a pass"
     lines = [
-        f"{cache.location}: {len(cache):,} entries{of}, {per_entry:,} bytes each",
+        f"{cache.location}: {len(cache):,} entries of {descriptor.length:,} items{each_pass}, {per_entry:,} bytes each",
         f"{data['size_bytes']:,} bytes in {len(files)} files of {len(cache.writers)} writers"
         + (f", at work: {', '.join(running)}" if running else "")
         + (f"; {cache.replaced:,} entries are replaced by others" if cache.replaced else ""),
         *(
             f"  {array.name}: {list(array.item_shape)} {array.dtype}"
-            + (f", {array.compression}" * bool(array.compression))
+            + (f", {array.compression}" if array.compression else "")
             for array in descriptor.arrays
         ),
         f"seed {descriptor.seed}, shuffle_first {descriptor.shuffle_first}, shuffle_later {descriptor.shuffle_later}, "
