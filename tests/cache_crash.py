@@ -102,32 +102,43 @@ def boundaries(shares: tuple[float | None, ...]) -> None:
 
 def random_kills(count: int) -> None:
     draw = random.Random(0)
-    kept = 0
+    kept = torn = 0
     with tempfile.TemporaryDirectory() as location:
 
-        def work(seed: int) -> int:
+        def work(seed: int, ready: int) -> int:
             store = Store.open(spec(location))
-            for batch in np.random.default_rng(seed).permutation(LENGTH).reshape(-1, 20):
+            os.write(ready, b"!")
+            for batch in np.random.default_rng(seed).permutation(LENGTH).reshape(-1, 5):
                 write(store, keys(batch))
             return 0
 
         for round_ in range(0, count, 2):
-            children = [forked(lambda seed=round_ + each: work(seed)) for each in range(2)]
-            time.sleep(draw.uniform(0.001, 0.03))
+            begun, ready = os.pipe()
+            children = [forked(lambda seed=round_ + each, ready=ready: work(seed, ready)) for each in range(2)]
+            while os.read(begun, 1) != b"!":
+                pass
+            time.sleep(draw.uniform(0.0, 0.02))
             for child in children:
                 os.kill(child, signal.SIGKILL)
                 ended(child)
+            os.close(begun)
+            os.close(ready)
             store = Store.open(spec(location))
             had = np.flatnonzero(store.contains(keys(range(LENGTH))))
             assert not read(store, keys(had)), "what the index has is good"
             store.close()
-            if len(had) == LENGTH or round_ % 50 == 48:
-                outcome = Cache(location).verify()
+            if len(had) == LENGTH or round_ % 10 == 8:
+                cache = Cache(location)
+                outcome = cache.verify()
                 assert not outcome.bad, outcome.bad
+                assert not cache.replaced
                 kept += len(had)
+                # what was written and has no row in a journal
+                torn += sum(path.stat().st_size for path in Path(location).glob("*.0.bin")) - 60 * len(had) > 0
                 for path in Path(location).iterdir():
                     path.unlink()
-    print(f"random: {count} processes killed, {kept} entries left by them, each of them good")
+    assert kept > count, f"only {kept} entries were written before the end of {count} processes"
+    print(f"random: {count} processes killed; {kept} entries left by them, all good; {torn} caches with torn ends")
 
 
 def two(batches: int) -> None:
@@ -190,6 +201,10 @@ def limit() -> None:
 
 
 def main(arguments: list[str]) -> None:
+    # all packages are imported before the first fork
+    with tempfile.TemporaryDirectory() as location:
+        fill(location)
+        look(location)
     match arguments:
         case ["boundaries"]:
             boundaries((None, 0.6))

@@ -211,7 +211,9 @@ class Turns:
             self.wait()
             body()
         except BaseException as raised:
-            error = raised
+            # without the frames, which would keep files open
+            error = raised.with_traceback(None)
+            error.__context__ = None
         with self._baton:
             self.ended[number] = error
             self._turn = None

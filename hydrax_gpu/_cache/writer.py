@@ -60,7 +60,7 @@ class Writer:
             self.head_size = len(head)
             self._put(JOURNAL, [head], 0)
             self._put(CLAIM, [pack_claim(np.empty(0, np.int64), 0)], 0)
-        except OSError:
+        except BaseException:
             self.close()
             raise
 
