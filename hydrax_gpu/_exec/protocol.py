@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy.typing as npt
@@ -18,11 +18,14 @@ from hydrax_gpu._spec import Layout
 
 __all__ = [
     "STACK_SIGNAL",
+    "CacheCounts",
+    "CacheSpec",
     "Executor",
     "Failure",
     "Inbox",
     "LoaderFunc",
     "Result",
+    "RowCache",
     "RowsLoader",
     "StartupFunc",
     "Task",
@@ -78,6 +81,88 @@ class RowsLoader(Protocol):
         ...
 
 
+Additional: TypeAlias = "dict[str, Any] | None"
+
+
+class CacheCounts(NamedTuple):
+    """What a worker has done with the cache of one layout since it last told.
+
+    Attributes:
+        layout: index of the layout.
+        hits: rows read.
+        misses: rows that were not there.
+        bad: rows that were there, and whose records turned out to be damaged.
+        written: rows written.
+        present: rows that were not written, because another has.
+        bytes_read: from the files.
+        bytes_written: of arrays.
+        trouble: why nothing is read, or written, any more; "" while all is well.
+    """
+
+    layout: int
+    hits: int = 0
+    misses: int = 0
+    bad: int = 0
+    written: int = 0
+    present: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    trouble: str = ""
+
+    def __add__(self, other: CacheCounts) -> CacheCounts:  # pyright: ignore[reportIncompatibleMethodOverride]
+        sums = [mine + its for mine, its in zip(self[1:-1], other[1:-1], strict=True)]
+        return CacheCounts(self.layout, *sums, self.trouble or other.trouble)
+
+
+class RowCache(Protocol):
+    """A cache as a worker uses it. It never raises: what it cannot do, it does not do, and says so in its counts."""
+
+    def read(
+        self, indices: Sequence[int], pass_: int, rows: Mapping[str, npt.NDArray[Any]], *, expected: bool
+    ) -> tuple[list[int], list[Additional]]:
+        """Reads items' rows.
+
+        Args:
+            indices: of `n` items.
+            pass_: over the group.
+            rows: for each array its `n` rows, C-contiguous.
+            expected: whether they should be there, so that one that is not is worth a second look.
+
+        Returns:
+            Offsets of the items that were not read, ascending; and the additional data of all, None for those.
+        """
+        ...
+
+    def write(
+        self,
+        indices: Sequence[int],
+        pass_: int,
+        rows: Mapping[str, npt.NDArray[Any]],
+        additional: Sequence[Additional],
+    ) -> None:
+        """Adds items' rows; arguments as of `read`."""
+        ...
+
+    def take_counts(self) -> CacheCounts | None:
+        """What was done since this was last called; None for nothing."""
+        ...
+
+
+class CacheSpec(Protocol):
+    """How a worker gets at a cache; picklable.
+
+    Attributes:
+        loads: whether what is not in the cache is loaded by the worker, and added to it.
+    """
+
+    @property
+    def loads(self) -> bool: ...
+
+    def open(self, layout: int) -> RowCache:
+        """Opens the cache of the layout of that index; does not raise."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class WorkSpec:
     """What every worker needs to know once.
@@ -93,6 +178,7 @@ class WorkSpec:
             process, it holds on to all frames that it went through, and through them to their callers', and so to
             batches: only for a run that ends with it.
         kernels: the host library's file, or None for NumPy to do the kernels' work.
+        caches: the caches, by the index of their layout.
     """
 
     loader: LoaderFunc | RowsLoader
@@ -103,12 +189,14 @@ class WorkSpec:
     backoff: float = 0.0
     keep_exceptions: bool = True
     kernels: str | None = None
+    caches: Mapping[int, CacheSpec] = field(default_factory=dict[int, CacheSpec])
 
 
 class Task(NamedTuple):
     """Rows `row .. row + len(items)` of a slot to fill. Plain and small: it is pickled once and sent to a process.
 
-    `decode` tells whether declared arrays are to be decoded by the worker, and not later on a device.
+    `decode` tells whether declared arrays are to be decoded by the worker, and not later on a device. Where the layout
+    has a cache, `keys` are the items' indices and the pass over their group.
     """
 
     chunk: int
@@ -118,6 +206,7 @@ class Task(NamedTuple):
     items: list[Any]
     seeds: list[int] | None
     decode: bool = True
+    keys: tuple[list[int], int] | None = None
 
 
 class Failure(NamedTuple):
@@ -137,6 +226,8 @@ class Result(NamedTuple):
         additional: for each item what the loader returned, or None when no item returned anything.
         counts: what `take_counts` of the loader function returned, if it has such a method: how often something did not
             go as it should, by lines of text for the report.
+        unread: offsets of items that were to be read from a cache and could not be; the others were.
+        caches: what was done with caches, in this task or before.
     """
 
     worker: int
@@ -145,6 +236,8 @@ class Result(NamedTuple):
     additional: list[dict[str, Any] | None] | None
     failures: tuple[Failure, ...]
     counts: dict[str, int] | None = None
+    unread: tuple[int, ...] = ()
+    caches: CacheCounts | None = None
 
 
 class Unreadable(NamedTuple):
