@@ -140,8 +140,12 @@ def _descriptor(content: Mapping[str, Any]) -> Descriptor:
     names = {field.name for field in fields(Descriptor)}
     if set(content) != names:
         raise KeyError(f"fields {sorted(set(content) ^ names)}")
-    arrays = tuple(ArrayFormat(**{**each, "item_shape": tuple(each["item_shape"])}) for each in content["arrays"])
-    return Descriptor(**{**content, "arrays": arrays})
+    arrays: list[ArrayFormat] = []
+    for each in content["arrays"]:
+        each["item_shape"] = tuple(each["item_shape"])
+        arrays.append(ArrayFormat(**each))
+    others: dict[str, Any] = {name: content[name] for name in names - {"arrays"}}
+    return Descriptor(arrays=tuple(arrays), **others)
 
 
 def _checksum(content: Mapping[str, Any]) -> str:

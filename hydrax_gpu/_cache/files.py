@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from hydrax_gpu._cache.system import System
@@ -25,7 +25,7 @@ class Files:
         self._process = os.getpid()
 
     @contextmanager
-    def opened(self, name: str) -> Iterator[int]:
+    def opened(self, name: str) -> Generator[int, None, None]:
         """A descriptor of a file, for the time of the block.
 
         Raises:

@@ -1,8 +1,8 @@
 """A fingerprint of data descriptors: the same for equal data in any process, on any machine.
 
 Each descriptor is written down in a form that says its type, and all of them are hashed (BLAKE2b). Of more than `ALL`
-descriptors only `SAMPLE` are, those at the positions `i * (length - 1) // (SAMPLE - 1)`, besides the length: a change of
-single descriptors in so much data may go unnoticed, and is what `cache_version` is for.
+descriptors only `SAMPLE` are, those at the positions `i * (length - 1) // (SAMPLE - 1)`, besides the length: a change
+of single descriptors in so much data may go unnoticed, and is what `cache_version` is for.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _DEPTH = 32
 def fingerprint(data: Sequence[Any]) -> str:
     """A fingerprint of data descriptors, 32 hexadecimal digits.
 
-    None, bool, int, float, complex, str, bytes, tuples, lists, dicts and sets (in any order), ranges, paths, enums, NumPy
-    scalars and arrays, dataclasses and objects with attributes count by what they hold. Anything else counts by its
-    pickle, which may differ between versions of Python and of its own package.
+    None, bool, int, float, complex, str, bytes, tuples, lists, dicts and sets (in any order), ranges, paths, enums,
+    NumPy scalars and arrays, dataclasses and objects with attributes count by what they hold. Anything else counts by
+    its pickle, which may differ between versions of Python and of its own package.
 
     Raises:
         TypeError: a descriptor can be told from others in none of these ways.
@@ -60,11 +60,11 @@ def _canonical(value: Any, depth: int) -> bytes:
     if kind is tuple or kind is list:
         return _all(b"t" if kind is tuple else b"l", (_canonical(each, below) for each in value))
     if kind is dict:
-        return _all(b"d", sorted(_canonical(key, below) + _canonical(each, below) for key, each in value.items()))
+        return _all(b"d", sorted(_canonical(key, below) + _canonical(value[key], below) for key in value))
     if kind is set or kind is frozenset:
         return _all(b"e", sorted(_canonical(each, below) for each in value))
     if isinstance(value, np.ndarray | np.generic):
-        return _array(np.asarray(value), depth)
+        return _array(cast("Any", np.asarray(cast("Any", value))), depth)
     if isinstance(value, os.PathLike):
         path = os.fspath(cast("os.PathLike[str]", value))
         return _all(b"p", [_canonical(path, below)])
@@ -77,7 +77,7 @@ def _canonical(value: Any, depth: int) -> bytes:
     if isinstance(value, tuple):
         return _all(b"o", [_text(name), *(_canonical(each, below) for each in cast("tuple[Any, ...]", value))])
     if _plain_object(kind):
-        return _named(name, sorted(vars(value).items()), below)
+        return _named(name, sorted(cast("dict[str, Any]", vars(value)).items()), below)
     try:
         return _all(b"q", [_text(name), pickle.dumps(value, 4)])
     except Exception as error:

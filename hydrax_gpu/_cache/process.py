@@ -1,8 +1,8 @@
 """Which process a writer is, and whether it still runs.
 
 A process id alone names many processes over time, and in containers several at once. With the machine's boot, the
-namespace of ids and the time of its start it names one, and this machine can tell whether that is alive. Of processes of
-other machines nothing can be told.
+namespace of ids and the time of its start it names one, and this machine can tell whether that is alive. Of processes
+of other machines nothing can be told.
 """
 
 from __future__ import annotations

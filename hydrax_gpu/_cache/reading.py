@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -135,4 +135,4 @@ def as_bytes(view: npt.NDArray[Any], nbytes: int, name: str) -> memoryview:
             f"array {name!r} must be rows of {nbytes} bytes each, C-contiguous; got shape {view.shape}, dtype "
             f"{view.dtype}, strides {view.strides}."
         )
-    return memoryview(view.reshape(-1).view(np.uint8)) if view.nbytes else memoryview(b"")
+    return memoryview(cast("Any", view.reshape(-1).view(np.uint8))) if view.nbytes else memoryview(b"")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,7 +155,7 @@ class Store:
     def stats(self) -> Stats:
         """What has been done so far."""
         with self._lock:
-            return Stats(**{**vars(self._stats), "reasons": dict(self._stats.reasons)})
+            return replace(self._stats, reasons=dict(self._stats.reasons))
 
     def contains(self, keys: Keys) -> _Bools:
         """Which of the keys have an entry, as far as is known since the last `refresh`: bool, shape `(n,)`."""

@@ -113,7 +113,8 @@ class _Encoder:
                 return self._ext(_Code.TUPLE, self.packb([self.plain(each, depth + 1) for each in value]))
             if kind is dict:
                 return self._dict(value, depth + 1)
-        if (kind is np.ndarray or isinstance(value, np.generic)) and (dtype := _name(value.dtype)) is not None:
+        is_numpy = kind is np.ndarray or issubclass(kind, np.generic)
+        if is_numpy and (dtype := _name(value.dtype)) is not None:
             code = _Code.ARRAY if kind is np.ndarray else _Code.SCALAR
             return self._ext(code, self.packb([dtype, list(value.shape), np.ascontiguousarray(value).tobytes()]))
         try:
