@@ -114,7 +114,9 @@ def declare(
             f"cache_arrays: got a decode for array {layout.decodes[0][0]!r}; cached batches are read as they were "
             "given to Batch.cache. Declare what is kept, and decode it in the training step"
         )
-    return CacheDeclaration("encoded", layout, path, bool(readonly) or loaded is None or path is None, loaded is None, version)
+    return CacheDeclaration(
+        "encoded", layout, path, bool(readonly) or loaded is None or path is None, loaded is None, version
+    )
 
 
 def store_spec(cache: CacheDeclaration, plan: GroupPlan, data: Sequence[Any], *, validation: bool) -> Any:

@@ -54,6 +54,7 @@ from hydrax_gpu._plan import BatchPlan
 
 __all__ = ["Core", "CoreConfig"]
 
+
 @dataclass(frozen=True, slots=True)
 class CoreConfig:
     """What does not change during a run.

@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 import numpy.typing as npt
 
-from hydrax_gpu._exec.protocol import CacheCounts, CacheSpec, Failure, RowCache, Task
+from hydrax_gpu._exec.protocol import CacheCounts, Failure, Task
 from hydrax_gpu._exec.rows import runs
+from hydrax_gpu._exec.rowstore import RowCacheSpec, RowStore
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._spec import Layout
 
@@ -30,12 +31,12 @@ class CachedRows:
         arena: the slots.
     """
 
-    def __init__(self, spec: CacheSpec, index: int, layout: Layout, arena: Arena) -> None:
+    def __init__(self, spec: RowCacheSpec, index: int, layout: Layout, arena: Arena) -> None:
         self._spec = spec
         self._index = index
         self._layout = layout
         self._arena = arena
-        self._cache: RowCache | None = None
+        self._cache: RowStore | None = None
         self._views: dict[int, dict[str, npt.NDArray[Any]]] = {}
         self.loads = spec.loads
 
@@ -98,15 +99,15 @@ class CachedRows:
         return None if self._cache is None else self._cache.take_counts()
 
     def _write(
-        self, cache: RowCache, task: Task, begin: int, end: int, additional: list[dict[str, Any] | None]
+        self, cache: RowStore, task: Task, begin: int, end: int, additional: list[dict[str, Any] | None]
     ) -> None:
         assert task.keys is not None
         indices, pass_ = task.keys
         cache.write(indices[begin:end], pass_, self._rows(task, begin, end), additional[begin:end])
 
-    def _opened(self) -> RowCache:
+    def _opened(self) -> RowStore:
         if self._cache is None:
-            self._cache = self._spec.open(self._index)
+            self._cache = RowStore(self._spec.store, self._index)
         return self._cache
 
     def _rows(self, task: Task, begin: int, end: int) -> dict[str, npt.NDArray[Any]]:

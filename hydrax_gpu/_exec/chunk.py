@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy.typing as npt
 
-from hydrax_gpu._exec.protocol import CacheCounts, CacheSpec, Failure, LoaderFunc, RowsLoader, Task
+from hydrax_gpu._exec.protocol import CacheCounts, Failure, LoaderFunc, RowsLoader, Task
 from hydrax_gpu._exec.rows import LoadRows, Outcome, load_rows, runs
 from hydrax_gpu._mem.arena import WORDS, Arena
 from hydrax_gpu._spec import Layout
@@ -17,6 +17,7 @@ from hydrax_gpu._spec import Layout
 if TYPE_CHECKING:
     from hydrax_gpu._exec.cached import CachedRows
     from hydrax_gpu._exec.decoding import RowDecoder
+    from hydrax_gpu._exec.rowstore import RowCacheSpec
 
 __all__ = ["ChunkRunner", "Done", "describe", "format_traceback"]
 
@@ -77,7 +78,7 @@ class ChunkRunner:
         keep: bool = True,
         catch: tuple[type[BaseException], ...] = (Exception, SystemExit),
         kernels: str | None = None,
-        caches: Mapping[int, CacheSpec] | None = None,
+        caches: Mapping[int, RowCacheSpec] | None = None,
     ) -> None:
         self._loader = cast("LoaderFunc", loader)  # which is not called when there is `load_rows`
         self._load_rows: LoadRows | None = getattr(loader, "load_rows", None)

@@ -10,22 +10,23 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy.typing as npt
 
 from hydrax_gpu._spec import Layout
 
+if TYPE_CHECKING:
+    from hydrax_gpu._exec.rowstore import RowCacheSpec
+
 __all__ = [
     "STACK_SIGNAL",
     "CacheCounts",
-    "CacheSpec",
     "Executor",
     "Failure",
     "Inbox",
     "LoaderFunc",
     "Result",
-    "RowCache",
     "RowsLoader",
     "StartupFunc",
     "Task",
@@ -81,9 +82,6 @@ class RowsLoader(Protocol):
         ...
 
 
-Additional: TypeAlias = "dict[str, Any] | None"
-
-
 class CacheCounts(NamedTuple):
     """What a worker has done with the cache of one layout since it last told.
 
@@ -109,58 +107,19 @@ class CacheCounts(NamedTuple):
     bytes_written: int = 0
     trouble: str = ""
 
-    def __add__(self, other: CacheCounts) -> CacheCounts:  # pyright: ignore[reportIncompatibleMethodOverride]
-        sums = [mine + its for mine, its in zip(self[1:-1], other[1:-1], strict=True)]
-        return CacheCounts(self.layout, *sums, self.trouble or other.trouble)
-
-
-class RowCache(Protocol):
-    """A cache as a worker uses it. It never raises: what it cannot do, it does not do, and says so in its counts."""
-
-    def read(
-        self, indices: Sequence[int], pass_: int, rows: Mapping[str, npt.NDArray[Any]], *, expected: bool
-    ) -> tuple[list[int], list[Additional]]:
-        """Reads items' rows.
-
-        Args:
-            indices: of `n` items.
-            pass_: over the group.
-            rows: for each array its `n` rows, C-contiguous.
-            expected: whether they should be there, so that one that is not is worth a second look.
-
-        Returns:
-            Offsets of the items that were not read, ascending; and the additional data of all, None for those.
-        """
-        ...
-
-    def write(
-        self,
-        indices: Sequence[int],
-        pass_: int,
-        rows: Mapping[str, npt.NDArray[Any]],
-        additional: Sequence[Additional],
-    ) -> None:
-        """Adds items' rows; arguments as of `read`."""
-        ...
-
-    def take_counts(self) -> CacheCounts | None:
-        """What was done since this was last called; None for nothing."""
-        ...
-
-
-class CacheSpec(Protocol):
-    """How a worker gets at a cache; picklable.
-
-    Attributes:
-        loads: whether what is not in the cache is loaded by the worker, and added to it.
-    """
-
-    @property
-    def loads(self) -> bool: ...
-
-    def open(self, layout: int) -> RowCache:
-        """Opens the cache of the layout of that index; does not raise."""
-        ...
+    def plus(self, other: CacheCounts) -> CacheCounts:
+        """The sum of both, which are of one layout."""
+        return CacheCounts(
+            self.layout,
+            self.hits + other.hits,
+            self.misses + other.misses,
+            self.bad + other.bad,
+            self.written + other.written,
+            self.present + other.present,
+            self.bytes_read + other.bytes_read,
+            self.bytes_written + other.bytes_written,
+            self.trouble or other.trouble,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +148,7 @@ class WorkSpec:
     backoff: float = 0.0
     keep_exceptions: bool = True
     kernels: str | None = None
-    caches: Mapping[int, CacheSpec] = field(default_factory=dict[int, CacheSpec])
+    caches: Mapping[int, RowCacheSpec] = field(default_factory=dict[int, "RowCacheSpec"])
 
 
 class Task(NamedTuple):
