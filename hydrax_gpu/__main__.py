@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from hydrax_gpu._cachecli import add_parser, run
+
 __all__ = ["main"]
 
 
@@ -24,7 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     doctor.add_argument("--json", action="store_true", help="for programs")
     doctor.add_argument("--timeout", type=float, default=120.0, metavar="S", help="for each package (default 120 s)")
+    add_parser(commands)
     options = parser.parse_args(arguments)
+    if options.command == "cache":
+        return run(options)
     # Imported here: `hydrax-gpu --help` needs none of it.
     from hydrax_gpu._doctor import examine
 

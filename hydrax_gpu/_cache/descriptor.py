@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, cast
 
 from hydrax_gpu.errors import CacheError, CacheMismatch
 
-__all__ = ["FILE", "FORMAT", "ArrayFormat", "Descriptor", "check", "from_json", "to_json"]
+__all__ = ["FILE", "FORMAT", "ArrayFormat", "Descriptor", "check", "from_json", "nameless", "to_json"]
 
 FILE = "cache.json"
 FORMAT = 1
@@ -75,6 +75,11 @@ _FIXES = {
     "arrays": "Entries have fixed arrays (names are free): declare the same, or use another cache_location.",
 }
 _FIX = "Set it as it was, or use another cache_location."
+
+
+def nameless(descriptor: Descriptor) -> Descriptor:
+    """A descriptor without the arrays' names: two of one cache are equal then."""
+    return replace(descriptor, arrays=tuple(replace(array, name="") for array in descriptor.arrays))
 
 
 def check(location: str, stored: Descriptor, wanted: Descriptor) -> None:

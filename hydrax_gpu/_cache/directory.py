@@ -47,7 +47,7 @@ def read_descriptor(location: str, system: System) -> Descriptor:
     fd = system.open(path)
     try:
         data = bytearray(system.size(fd))
-        got = system.read(fd, [data], 0) if data else 0
+        got = system.read(fd, [data], 0, len(data))
     finally:
         system.close(fd)
     return from_json(bytes(data[:got]), path)

@@ -39,7 +39,8 @@ def pack(keys: Keys) -> Int64s:
         raise ValueError(
             f"keys need as many items as passes, in one dimension; got shapes {items.shape}, {passes.shape}."
         )
-    if ((items | passes) < 0).any() or (items >> ITEM_BITS).any() or (passes >> PASS_BITS).any():
+    # all bits of all keys, so that one call each finds the negative and the large
+    if int(np.bitwise_or.reduce(items)) >> ITEM_BITS or int(np.bitwise_or.reduce(passes)) >> PASS_BITS:
         raise ValueError(
             f"a cache has items from 0 to 2**{ITEM_BITS} - 1 and passes from 0 to 2**{PASS_BITS} - 1, got items "
             f"{items.min()} to {items.max()} and passes {passes.min()} to {passes.max()}."

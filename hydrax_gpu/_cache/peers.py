@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu._cache.claims import STALE, unpack_claim
+from hydrax_gpu._cache.descriptor import Descriptor, nameless
 from hydrax_gpu._cache.journal import Head, RowFormat, Words, unpack_head
 from hydrax_gpu._cache.process import Process, alive
 from hydrax_gpu._cache.system import System
@@ -37,10 +38,12 @@ class Peer:
         rows: rows of the journal that have been looked at, good or not.
         damaged: those of them that were not good, though good ones followed.
         trailing: rows at the end that are not good: being written, or torn.
+        unreadable: why its journal could not be read; "" when it could.
+        error: of the operating system, when that is why.
         ended: whether its process is known to have ended, so that nothing will be added.
     """
 
-    def __init__(self, location: str, name: str, number: int, format: RowFormat) -> None:
+    def __init__(self, location: str, name: str, number: int, descriptor: Descriptor, format: RowFormat) -> None:
         self.name = name
         self.number = number
         self.head: Head | None = None
@@ -49,8 +52,10 @@ class Peer:
         self.trailing = 0
         self.ended = False
         self.unreadable = ""
+        self.error: OSError | None = None
         self._path = os.path.join(location, name)
         self._format = format
+        self._descriptor = nameless(descriptor)
         self._claim = (-1, 0.0)
 
     def poll(self, system: System, here: Process) -> Words:
@@ -63,8 +68,7 @@ class Peer:
         try:
             fd = system.open(self._path + JOURNAL)
         except OSError as error:
-            self.ended = isinstance(error, FileNotFoundError)
-            self.unreadable = error.strerror or str(error)
+            self._failed(error)
             return empty
         try:
             if self.head is None:
@@ -75,24 +79,33 @@ class Peer:
             while (part := self._poll_part(system, fd)) is not None:
                 found.append(part)
         except OSError as error:
-            self.unreadable = error.strerror or str(error)
+            self._failed(error)
             return empty
         finally:
             system.close(fd)
         self.ended = ended
         return np.concatenate(found) if found else empty
 
+    def _failed(self, error: OSError) -> None:
+        self.ended = isinstance(error, FileNotFoundError)
+        self.unreadable = error.strerror or str(error)
+        self.error = None if self.ended else error
+
     def _read_head(self, system: System, fd: int) -> None:
         start, size = bytearray(), 4096
         while isinstance(size, int) and size > len(start):
             start = bytearray(size)
-            got = system.read(fd, [start], 0)
+            got = system.read(fd, [start], 0, size)
             if got < size and not isinstance(unpack_head(bytes(start[:got])), Head):
                 self.unreadable = "its head is not whole"
                 return
             head = unpack_head(bytes(start[:got]))
             if isinstance(head, Head):
-                self.head, self.unreadable = head, ""
+                # a file that was put here from another cache, or under another name
+                if head.writer != self.name or nameless(head.descriptor) != self._descriptor:
+                    self.unreadable, self.ended = "it is of another cache", True
+                else:
+                    self.head, self.unreadable, self.error = head, "", None
                 return
             size = head
         self.unreadable = "its head is damaged"
@@ -105,7 +118,7 @@ class Peer:
         if count <= 0:
             return None
         data = bytearray(count * row)
-        got = system.read(fd, [data], start)
+        got = system.read(fd, [data], start, len(data))
         rows, good = self._format.unseal(memoryview(data)[:got], self.rows, self.name)
         places = np.flatnonzero(good)
         if not len(places):
@@ -128,7 +141,7 @@ class Peer:
             fd = system.open(self._path + CLAIM)
             try:
                 buffer = bytearray(system.size(fd))
-                data = bytes(buffer[: system.read(fd, [buffer], 0)]) if buffer else b""
+                data = bytes(buffer[: system.read(fd, [buffer], 0, len(buffer))])
             finally:
                 system.close(fd)
         claim = unpack_claim(data)

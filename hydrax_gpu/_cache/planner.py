@@ -47,25 +47,32 @@ def plan(
         limit: bytes of a read of more than one record, at most.
     """
     reads: list[Read] = []
-    end = total = 0
     pieces: list[tuple[int, int]] = []
     records: list[int] = []
-    for record in sorted(range(len(offsets)), key=offsets.__getitem__):
+    start = end = -1 - gap
+    into = last = 0  # the piece at the end: where it begins, and where it ends
+    order = sorted(range(len(offsets)), key=offsets.__getitem__)
+    for record in order:
         offset, size, target = offsets[record], sizes[record], targets[record]
         if not size:
             continue
         between = offset - end
-        if not reads or not 0 <= between <= gap or total + between + size > limit or len(pieces) > _PIECES - 2:
-            pieces, records, total, between = [], [], 0, 0
-            reads.append(Read(offset, 0, pieces, records))
-        if between:
-            pieces.append((-1, between))
-        if pieces and pieces[-1][0] >= 0 and sum(pieces[-1]) == target:
-            pieces[-1] = (pieces[-1][0], pieces[-1][1] + size)
+        fits = 0 <= between <= gap and offset + size - start <= limit and len(pieces) < _PIECES - 2
+        if fits and not between and target == last:
+            last += size
         else:
-            pieces.append((target, size))
+            if records:
+                pieces.append((into, last - into))
+            if not fits:
+                if records:
+                    reads.append(Read(start, end - start, pieces, records))
+                pieces, records, start = [], [], offset
+            elif between:
+                pieces.append((-1, between))
+            into, last = target, target + size
         records.append(record)
-        total += between + size
         end = offset + size
-        reads[-1] = reads[-1]._replace(nbytes=total)
+    if records:
+        pieces.append((into, last - into))
+        reads.append(Read(start, end - start, pieces, records))
     return reads

@@ -14,10 +14,10 @@ from hydrax_gpu._cache.files import Files
 from hydrax_gpu._cache.planner import LIMIT, Read, plan
 from hydrax_gpu._cache.system import System
 
-__all__ = ["Reader", "Record"]
+__all__ = ["Reader", "Records"]
 
 
-class Record:
+class Records:
     """Where records of one file are, and where they go; each list has one element a record."""
 
     __slots__ = ("offsets", "seeds", "sizes", "sums", "targets")
@@ -38,11 +38,13 @@ class Reader:
     Attributes:
         nbytes: bytes read.
         calls: reads made.
+        errors: of the operating system.
     """
 
     def __init__(self, files: Files, system: System, digest: Digest) -> None:
         self.nbytes = 0
         self.calls = 0
+        self.errors: list[OSError] = []
         self._files = files
         self._system = system
         self._digest = digest
@@ -51,7 +53,7 @@ class Reader:
     def read(
         self,
         name: str,
-        records: Record,
+        records: Records,
         memory: memoryview,
         failed: Callable[[int, str], None],
         status: Callable[[os.stat_result], None] | None = None,
@@ -62,7 +64,7 @@ class Reader:
             name: of the file.
             records: what to read.
             memory: where `targets` are.
-            failed: called with the number of a record that is not good, and why.
+            failed: called with the number of a record that is not good, and why; perhaps several times for one.
             status: called with what `os.fstat` says of the file before it is read.
         """
         try:
@@ -75,12 +77,13 @@ class Reader:
                     else:
                         self._small(fd, read, records, memory, failed)
         except OSError as error:
+            self.errors.append(error)
             for record, size in enumerate(records.sizes):
                 if size:
                     failed(record, f"{name}: {error.strerror or error}")
 
     def _small(
-        self, fd: int, read: Read, records: Record, memory: memoryview, failed: Callable[[int, str], None]
+        self, fd: int, read: Read, records: Records, memory: memoryview, failed: Callable[[int, str], None]
     ) -> None:
         buffers: list[Any] = []
         for target, nbytes in read.pieces:
@@ -90,18 +93,20 @@ class Reader:
                 buffers.append(memoryview(self._waste)[:nbytes])
             else:
                 buffers.append(memory[target : target + nbytes])
-        end = read.offset + self._fill(fd, buffers, read.offset)
+        got = self._fill(fd, buffers, read.offset, read.nbytes)
         digest, sizes, targets = self._digest, records.sizes, records.targets
         sums, seeds = records.sums, records.seeds
+        if got < read.nbytes:
+            for record in read.records:
+                if records.offsets[record] + sizes[record] > read.offset + got:
+                    failed(record, "its file ends before it")
         for record in read.records:
-            target, size = targets[record], sizes[record]
-            if records.offsets[record] + size > end:
-                failed(record, "its file ends before it")
-            elif digest(memory[target : target + size], seeds[record]) != sums[record]:
+            target = targets[record]
+            if digest(memory[target : target + sizes[record]], seeds[record]) != sums[record]:
                 failed(record, "its checksum is wrong")
 
     def _large(
-        self, fd: int, read: Read, records: Record, memory: memoryview, failed: Callable[[int, str], None]
+        self, fd: int, read: Read, records: Records, memory: memoryview, failed: Callable[[int, str], None]
     ) -> None:
         from xxhash import xxh3_64
 
@@ -110,15 +115,15 @@ class Reader:
         state = xxh3_64(seed=records.seeds[record])
         for start in range(0, size, LIMIT):
             part = memory[target + start : target + min(start + LIMIT, size)]
-            if self._fill(fd, [part], read.offset + start) < len(part):
+            if self._fill(fd, [part], read.offset + start, len(part)) < len(part):
                 failed(record, "its file ends before it")
                 return
             state.update(part)
         if state.intdigest() != records.sums[record]:
             failed(record, "its checksum is wrong")
 
-    def _fill(self, fd: int, buffers: Sequence[Any], offset: int) -> int:
-        done = self._system.read(fd, buffers, offset)
+    def _fill(self, fd: int, buffers: Sequence[Any], offset: int, nbytes: int) -> int:
+        done = self._system.read(fd, buffers, offset, nbytes)
         self.calls += 1
         self.nbytes += done
         return done

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,16 +17,16 @@ import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu._cache import checksums, trust, values
-from hydrax_gpu._cache.compression import compressor, decompressor
+from hydrax_gpu._cache.compression import compressor
 from hydrax_gpu._cache.descriptor import Descriptor
 from hydrax_gpu._cache.directory import open_directory
+from hydrax_gpu._cache.entries import Entries
 from hydrax_gpu._cache.files import Files
 from hydrax_gpu._cache.index import ABSENT
 from hydrax_gpu._cache.journal import EXTRA_SIZE, FLAG_EXTRA, FLAG_PICKLED, RowFormat, Words
 from hydrax_gpu._cache.keys import Keys, pack
-from hydrax_gpu._cache.peers import EXTRA, data_file
 from hydrax_gpu._cache.process import current
-from hydrax_gpu._cache.reading import Reader, Record, as_bytes
+from hydrax_gpu._cache.reading import Reader, as_bytes
 from hydrax_gpu._cache.system import System
 from hydrax_gpu._cache.table import Table
 from hydrax_gpu._cache.writer import Writer, new_name
@@ -127,7 +127,7 @@ class Store:
         self._writer: Writer | None = None
         self._here = current()
         self._stats = Stats()
-        self._table = Table(spec.location, self._format, self._system)
+        self._table = Table(spec.location, spec.descriptor, self._format, self._system)
         self.refresh()
 
     @classmethod
@@ -189,14 +189,18 @@ class Store:
         reader = Reader(self._files, self._system, self._digest)
         bad: dict[int, str] = {int(offset): "it is missing" for offset in np.flatnonzero(places == ABSENT)}
         additional: list[dict[str, Any] | None] = [None] * len(packed)
-        for peer in np.unique(rows[:, RowFormat.KEY]):
-            mine = np.flatnonzero(rows[:, RowFormat.KEY] == peer)
-            name = self._table.name(int(peer))
-            offsets, these = found[mine], rows[mine]
+        for number, mine in _by_writer(rows):
+            name, offsets, these = self._table.name(number), found[mine], rows[mine]
+            entries = Entries(self._arrays, self._format, reader, name, packed[offsets], these)
+
+            def failed(entry: int, reason: str, offsets: _Int64s = offsets) -> None:
+                bad.setdefault(int(offsets[entry]), reason)
+
             # first, because it may refuse
-            self._read_extras(reader, name, packed[offsets], offsets, these, bad, additional)
+            for entry, content in self._additional(entries, failed):
+                additional[int(offsets[entry])] = content
             for position, memory in enumerate(memories):
-                self._read_array(reader, name, position, packed[offsets], offsets, these, memory, bad)
+                entries.read_rows(position, offsets, memory, failed)
         with self._lock:
             self._note_read(packed, places, bad, reader)
         for offset in bad:
@@ -258,8 +262,8 @@ class Store:
     def _pack(self, keys: Keys) -> _Int64s:
         packed = pack(keys)
         descriptor = self.spec.descriptor
-        if len(packed) and int(np.max(keys.items)) >= descriptor.length:
-            raise ValueError(f"the cache is of {descriptor.length} items, got item {int(np.max(keys.items))}.")
+        if len(packed) and int(keys.items.max()) >= descriptor.length:
+            raise ValueError(f"the cache is of {descriptor.length} items, got item {keys.items.max()}.")
         if descriptor.seeded == "item" and np.any(keys.passes):
             raise ValueError("the cache has one entry an item, so passes must be 0.")
         return packed
@@ -275,91 +279,18 @@ class Store:
         self._stats.damaged_rows = self._table.damaged
         return new
 
-    def _read_array(
-        self,
-        reader: Reader,
-        peer: str,
-        position: int,
-        keys: _Int64s,
-        offsets: _Int64s,
-        rows: Words,
-        memory: memoryview,
-        bad: dict[int, str],
-    ) -> None:
-        array, place = self._arrays[position], self._format.place[position]
-        sums = rows[:, RowFormat.SUMS + position].tolist()
-        seeds = checksums.seeds(keys, position).tolist()
-
-        def failed(record: int, reason: str) -> None:
-            bad.setdefault(int(offsets[record]), f"array {position}: {reason}")
-
-        if place is None:
-            starts = (rows[:, RowFormat.SLOT] * np.uint64(array.nbytes)).tolist()
-            targets = (offsets * array.nbytes).tolist()
-            records = Record(starts, [array.nbytes] * len(rows), targets, sums, seeds)
-            reader.read(data_file(peer, position), records, memory, failed)
-            return
-        assert array.compression is not None
-        sizes: list[int] = rows[:, place + 1].tolist()
-        ends = np.cumsum(sizes, dtype=np.int64)
-        scratch = memoryview(bytearray(int(ends[-1])))
-        targets = (ends - sizes).tolist()
-        records = Record(rows[:, place].tolist(), sizes, targets, sums, seeds)
-        reader.read(data_file(peer, position), records, scratch, failed)
-        expand = decompressor(array.compression)
-        for record, (target, size) in enumerate(zip(targets, sizes, strict=True)):
-            offset = int(offsets[record])
-            if offset in bad or not array.nbytes:
-                continue
-            try:
-                row = expand(scratch[target : target + size], array.nbytes)
-            except Exception as error:
-                # what the package raises for bytes that are not its own
-                failed(record, f"{array.compression}: {error}")
-            else:
-                memory[offset * array.nbytes : (offset + 1) * array.nbytes] = row
-
-    def _read_extras(
-        self,
-        reader: Reader,
-        peer: str,
-        keys: _Int64s,
-        offsets: _Int64s,
-        rows: Words,
-        bad: dict[int, str],
-        additional: list[dict[str, Any] | None],
-    ) -> None:
-        flags = rows[:, RowFormat.HEAD] >> np.uint64(32) & np.uint64(0xFFFF)
-        having = np.flatnonzero(flags & np.uint64(FLAG_EXTRA))
-        if not len(having):
-            return
-        rows, offsets, flags = rows[having], offsets[having], flags[having]
-        pickled = flags & np.uint64(FLAG_PICKLED) != 0
-        sizes: list[int] = (rows[:, RowFormat.HEAD] & np.uint64(EXTRA_SIZE)).tolist()
-        ends = np.cumsum(sizes, dtype=np.int64)
-        targets = (ends - sizes).tolist()
-        scratch = memoryview(bytearray(int(ends[-1])))
-        name = peer + EXTRA
-
+    def _additional(self, entries: Entries, failed: Callable[[int, str], None]) -> Iterator[tuple[int, dict[str, Any]]]:
         def status(found: os.stat_result) -> None:
-            if pickled.any():
-                trust.require_own(self.spec.location, name, found)
+            if entries.pickled:
+                trust.require_own(self.spec.location, os.path.join(self.spec.location, entries.extra_file), found)
 
-        def failed(record: int, reason: str) -> None:
-            bad.setdefault(int(offsets[record]), f"additional data: {reason}")
-
-        sums = rows[:, RowFormat.EXTRA_SUM].tolist()
-        seeds = checksums.seeds(keys[having], checksums.EXTRA).tolist()
-        records = Record(rows[:, RowFormat.EXTRA].tolist(), sizes, targets, sums, seeds)
-        reader.read(name, records, scratch, failed, status)
-        for record, (target, size) in enumerate(zip(targets, sizes, strict=True)):
-            offset = int(offsets[record])
-            if offset not in bad:
-                try:
-                    blob = scratch[target : target + size]
-                    additional[offset] = values.decode(blob, unpickle=bool(pickled[record]))
-                except ValueError as error:
-                    failed(record, str(error))
+        for entry, blob, pickled in entries.extras(failed, status):
+            try:
+                content = values.decode(blob, unpickle=pickled)
+            except ValueError as error:
+                failed(entry, f"additional data: {error}")
+            else:
+                yield entry, content
 
     def _note_read(self, packed: _Int64s, places: _Int64s, bad: dict[int, str], reader: Reader) -> None:
         stats = self._stats
@@ -368,8 +299,8 @@ class Store:
         stats.bytes_read += reader.nbytes
         for reason in bad.values():
             stats.reasons[reason] = stats.reasons.get(reason, 0) + 1
-        damaged = np.array([offset for offset in bad if places[offset] != ABSENT], np.int64)
-        self._table.forget(packed[damaged], places[damaged])
+        if damaged := [offset for offset in bad if places[offset] != ABSENT]:
+            self._table.forget(packed[damaged], places[damaged])
 
     def _absent(self, packed: _Int64s, picked: npt.NDArray[Any]) -> _Int64s:
         picked = np.sort(picked)
@@ -487,6 +418,14 @@ class Store:
             "room or give permission and start again, or use cache_readonly=True.",
             error.errno if error else None,
         ) from error
+
+
+def _by_writer(rows: Words) -> list[tuple[int, Any]]:
+    """The writers of rows, by their numbers, and which rows are theirs."""
+    numbers = rows[:, RowFormat.KEY]
+    if len(numbers) and (numbers == numbers[0]).all():
+        return [(int(numbers[0]), slice(None))]
+    return [(number, np.flatnonzero(numbers == number)) for number in np.unique(numbers).tolist()]
 
 
 def _rows(

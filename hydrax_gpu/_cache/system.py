@@ -49,9 +49,8 @@ class System:
         """Size of a file."""
         return os.fstat(fd).st_size
 
-    def read(self, fd: int, buffers: Sequence[Any], offset: int) -> int:
-        """Fills buffers, at most `IOV_MAX`, one after the other; less than their size only at the end of the file."""
-        total = sum(len(buffer) for buffer in buffers)
+    def read(self, fd: int, buffers: Sequence[Any], offset: int, total: int) -> int:
+        """Fills buffers, at most `IOV_MAX` and of `total` bytes; less than those only at the end of the file."""
         done = os.preadv(fd, buffers, offset)
         while 0 < done < total:
             more = os.preadv(fd, _after(buffers, done), offset + done)

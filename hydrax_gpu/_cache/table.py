@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from hydrax_gpu._cache.descriptor import Descriptor
 from hydrax_gpu._cache.index import ABSENT, Index
 from hydrax_gpu._cache.journal import RowFormat, Words, generations
 from hydrax_gpu._cache.peers import JOURNAL, Peer
@@ -24,11 +25,13 @@ class Table:
     Rows are kept as in the journal, but for the key's word, which holds the writer's number, and the last one.
     """
 
-    def __init__(self, location: str, format: RowFormat, system: System) -> None:
+    def __init__(self, location: str, descriptor: Descriptor, format: RowFormat, system: System) -> None:
         self.peers: dict[str, Peer] = {}
+        self.seen = 0  # good rows of all journals; those of replaced entries are among them
         self._own = ""
         self._names: list[str] = []
         self._location = location
+        self._descriptor = descriptor
         self._format = format
         self._system = system
         self._index = Index()
@@ -105,13 +108,14 @@ class Table:
 
     def _peer(self, name: str) -> Peer:
         if name not in self.peers:
-            self.peers[name] = Peer(self._location, name, len(self._names), self._format)
+            self.peers[name] = Peer(self._location, name, len(self._names), self._descriptor, self._format)
             self._names.append(name)
         return self.peers[name]
 
     def _learn(self, peer: Peer, rows: Words) -> None:
         if not len(rows):
             return
+        self.seen += len(rows)
         keys = rows[:, RowFormat.KEY].astype(np.int64)
         generation = generations(rows)
         known = self._index.find(keys)

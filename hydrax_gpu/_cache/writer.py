@@ -103,6 +103,11 @@ class Writer:
         self._put(JOURNAL, [self._format.seal(rows, self._row, self.name)], self.head_size + self._row * row_size(rows))
         self._row += count
 
+    def sync(self) -> None:
+        """Waits until all that was written will survive a loss of power."""
+        for fd in self._fds.values():
+            self._system.sync(fd)
+
     def close(self) -> None:
         """Closes the files. What is claimed is claimed no more."""
         if self._claims and CLAIM in self._fds:
