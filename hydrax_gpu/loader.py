@@ -190,6 +190,19 @@ class Dataloader(Generic[D]):
             interleave=bool(interleave_groups),
             end=end_of(end_at),
         )
+        self._begin(start_at)
+        self._saved = False
+        self._stream: Stream | None = None
+        self._runner: Runner | None = None
+        self._guard: InterruptGuard | None = None
+        self._arena: Arena | None = None
+        self._placer: _place.Placer | None = None
+        self._kernels: Choice | None = None
+        self._entered_ns = 0
+        self._left_ns = 0
+        self._idle_seen_ns = 0
+
+    def _begin(self, start_at: tuple[int, int] | Mapping[str, Any]) -> None:
         self._position, ahead = begin_of(self._plan, start_at)
         self._ahead = set(ahead)
         self._first_step = self._plan.step_of_position(self._position)[0]
@@ -203,16 +216,6 @@ class Dataloader(Generic[D]):
             BadItems([*self._found, *self._policy.skipped]),
             dropped,
         )
-        self._saved = False
-        self._stream: Stream | None = None
-        self._runner: Runner | None = None
-        self._guard: InterruptGuard | None = None
-        self._arena: Arena | None = None
-        self._placer: _place.Placer | None = None
-        self._kernels: Choice | None = None
-        self._entered_ns = 0
-        self._left_ns = 0
-        self._idle_seen_ns = 0
 
     # Running.
 
@@ -480,3 +483,15 @@ class Dataloader(Generic[D]):
             worker_deaths=tuple(runner.deaths) if runner is not None else (),
             kernels=decoded_by(self._kernels, self._placer),
         )
+
+
+def begin_at(loader: Dataloader[Any], start_at: tuple[int, int] | Mapping[str, Any]) -> None:
+    """Has a loader begin elsewhere than it was constructed to.
+
+    Raises:
+        TypeError, ValueError, StateMismatch: as by the constructor.
+        RuntimeError: the loader has begun.
+    """
+    if loader._entered_ns:  # pyright: ignore[reportPrivateUsage]
+        raise RuntimeError("the loader was entered before: it has begun")
+    loader._begin(start_at)  # pyright: ignore[reportPrivateUsage]
