@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 import numpy.typing as npt
 
 from hydrax_gpu import _place
-from hydrax_gpu._engine import EpollInbox, Runner
+from hydrax_gpu._engine import EpollInbox, FaultRules, Runner
 from hydrax_gpu._exec.inline import InlineExecutor
 from hydrax_gpu._exec.procs import ProcessExecutor
 from hydrax_gpu._exec.protocol import Executor, WorkSpec
@@ -18,9 +18,11 @@ from hydrax_gpu._exec.threads import ThreadExecutor
 from hydrax_gpu._kernels.choice import Choice
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._plan import Plan
+from hydrax_gpu._progress import Progress
 from hydrax_gpu._spec import LayoutTuple
 from hydrax_gpu.batch import columns
 from hydrax_gpu.group import DataGroup, plan_of
+from hydrax_gpu.policy import BadItems, ErrorPolicy
 
 if TYPE_CHECKING:
     import jax
@@ -30,6 +32,7 @@ __all__ = [
     "UserPlacement",
     "check_functions",
     "decoded_by",
+    "fault_rules",
     "log_remainders",
     "new_executor",
     "notes_of",
@@ -82,6 +85,28 @@ def new_executor(name: ExecutorName, spec: WorkSpec, arena: Arena, inbox: EpollI
             return ThreadExecutor(spec, arena, inbox, workers)
         case "inline":
             return InlineExecutor(spec, arena, inbox)
+
+
+def fault_rules(
+    policy: ErrorPolicy,
+    plan: Plan,
+    groups: Sequence[DataGroup[Any]],
+    found: BadItems,
+    position: int,
+    progress: Progress,
+) -> FaultRules:
+    """An `ErrorPolicy` as the engine needs it, for a run that begins at a position."""
+    return FaultRules(
+        mode=policy.mode,
+        limit=policy.limit(sum(map(len, groups))),
+        skip=policy.skipped,
+        found=found,
+        restarts=policy.restarts,
+        epoch_batches=plan.batches_per_epoch + plan.batches_per_validation,
+        delivered_before=position > progress.dropped_batches,
+        in_a_row=progress.dropped_in_a_row,
+        substitutes=plan.substitutes,
+    )
 
 
 def user_placement(

@@ -17,6 +17,7 @@ from hydrax_gpu._assembly import (
     UserPlacement,
     check_functions,
     decoded_by,
+    fault_rules,
     log_remainders,
     new_executor,
     notes_of,
@@ -28,7 +29,6 @@ from hydrax_gpu._engine import (
     CoreConfig,
     Dropped,
     EpollInbox,
-    FaultRules,
     InterruptGuard,
     NoCaching,
     Runner,
@@ -40,7 +40,7 @@ from hydrax_gpu._exec.protocol import RowsLoader, WorkSpec
 from hydrax_gpu._exec.role import is_worker
 from hydrax_gpu._kernels.choice import Choice, choose
 from hydrax_gpu._mem.arena import Arena
-from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, validation_of
+from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, first_validation, validation_of
 from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, to_state
 from hydrax_gpu._progress import Progress
 from hydrax_gpu.batch import Batch, CacheSink, make_batch, plan_of_batch
@@ -194,6 +194,20 @@ class Dataloader(Generic[D]):
             interleave=bool(interleave_groups),
             end=end_of(end_at),
         )
+        self._begin(start_at)
+        self._saved = False
+        self._stream: Stream | None = None
+        self._runner: Runner | None = None
+        self._guard: InterruptGuard | None = None
+        self._arena: Arena | None = None
+        self._placer: _place.Placer | None = None
+        self._kernels: Choice | None = None
+        self._caches: Caches | None = None
+        self._entered_ns = 0
+        self._left_ns = 0
+        self._idle_seen_ns = 0
+
+    def _begin(self, start_at: tuple[int, int] | Mapping[str, Any]) -> None:
         self._position, ahead = begin_of(self._plan, start_at)
         self._ahead = set(ahead)
         self._first_step = self._plan.step_of_position(self._position)[0]
@@ -207,17 +221,6 @@ class Dataloader(Generic[D]):
             BadItems([*self._found, *self._policy.skipped]),
             dropped,
         )
-        self._saved = False
-        self._stream: Stream | None = None
-        self._runner: Runner | None = None
-        self._guard: InterruptGuard | None = None
-        self._arena: Arena | None = None
-        self._placer: _place.Placer | None = None
-        self._kernels: Choice | None = None
-        self._caches: Caches | None = None
-        self._entered_ns = 0
-        self._left_ns = 0
-        self._idle_seen_ns = 0
 
     # Running.
 
@@ -351,24 +354,14 @@ class Dataloader(Generic[D]):
                 ordered=self._deterministic,
                 whole_batches=self._executor_name == "inline",
                 together=hasattr(self._loader_func, "load_rows"),
-                faults=FaultRules(
-                    mode=policy.mode,
-                    limit=policy.limit(sum(map(len, groups))),
-                    skip=policy.skipped,
-                    found=self._found,
-                    restarts=policy.restarts,
-                    epoch_batches=self._plan.batches_per_epoch + self._plan.batches_per_validation,
-                    delivered_before=self._position > self._progress.dropped_batches,
-                    in_a_row=self._progress.dropped_in_a_row,
-                    substitutes=self._plan.substitutes,
-                ),
+                faults=fault_rules(policy, self._plan, groups, self._found, self._position, self._progress),
                 caching=NoCaching() if caches is None else caches,
             )
         )
         self._placer = _place.Placer(
             arena, layouts, self._delivery, user_placement(self._placement_func, groups, cached)
         )
-        first = self._first_validation()
+        first = first_validation(self._plan, self._position, self._first_step)
 
         def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any, read: bool) -> Batch[D]:
             group = (self_validation if plan.validation else self_training)[plan.group]
@@ -390,15 +383,6 @@ class Dataloader(Generic[D]):
             caches=caches,
         )
         return Stream(self._runner, threaded=self._executor_name != "inline", timeout=self._timeout, depth=self._depth)
-
-    def _first_validation(self) -> tuple[int, int]:
-        """Validation passes and batches before the start; a pass that is resumed in its middle counts as the first."""
-        _, done = self._plan.step_of_position(self._position)
-        per_pass = self._plan.batches_per_validation
-        if not per_pass:
-            return 0, 0
-        passes = (self._position - self._first_step - (done or 0)) // per_pass
-        return passes, passes * per_pass
 
     def _close(self) -> None:
         if self._left_ns or not self._entered_ns:
@@ -503,3 +487,15 @@ class Dataloader(Generic[D]):
             kernels=decoded_by(self._kernels, self._placer),
             caches=cache_infos(self._caches),
         )
+
+
+def begin_at(loader: Dataloader[Any], start_at: tuple[int, int] | Mapping[str, Any]) -> None:
+    """Has a loader begin elsewhere than it was constructed to.
+
+    Raises:
+        TypeError, ValueError, StateMismatch: as by the constructor.
+        RuntimeError: the loader has begun.
+    """
+    if loader._entered_ns:  # pyright: ignore[reportPrivateUsage]
+        raise RuntimeError("the loader was entered before: it has begun")
+    loader._begin(start_at)  # pyright: ignore[reportPrivateUsage]
