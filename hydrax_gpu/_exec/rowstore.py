@@ -74,7 +74,7 @@ class RowStore:
         return there
 
     def read(
-        self, indices: Sequence[int], pass_: int, rows: Mapping[str, npt.NDArray[Any]], *, expected: bool
+        self, indices: Sequence[int], pass_: int, rows: Mapping[str, npt.NDArray[Any]]
     ) -> tuple[list[int], list[dict[str, Any] | None]]:
         """Reads items' rows.
 
@@ -82,7 +82,6 @@ class RowStore:
             indices: of `n` items.
             pass_: over the group.
             rows: for each array its `n` rows, C-contiguous.
-            expected: whether they should be there, so that one that is not is worth a second look.
 
         Returns:
             Offsets of the items that were not read, ascending; and the additional data of all, None for those.
@@ -94,8 +93,8 @@ class RowStore:
             self._count(misses=count)
             return list(range(count)), additional
         keys = self.keys(indices, pass_)
-        there = self.contains(keys)
-        if expected and not there.all():
+        there = store.contains(keys)
+        if not there.all():  # others may have added them; to look costs less than to load
             there = self._refresh(store, keys)
         unread: list[int] = np.flatnonzero(~there).tolist()
         self._count(misses=len(unread))
