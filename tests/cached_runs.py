@@ -29,7 +29,7 @@ def encode(batch: Batch[Any]) -> None:
     """A frozen encoder; does nothing to a batch that is cached."""
     import jax.numpy as jnp
 
-    if batch.uncached:
+    if batch.uncached and batch.group.cache_layouts is not None:
         x = batch.arrays["x"]
         z = jnp.concatenate([x, x[:, :2] * 2], 1).astype(jnp.bfloat16)
         extra = {"item": [int(i) for i in batch.indices], "text": [(f"item {i}", b"\0", [i]) for i in batch.indices]}
