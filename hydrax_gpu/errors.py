@@ -89,7 +89,7 @@ class CacheMismatch(CacheError, ValueError):
         )
 
 
-class CacheWriteError(CacheError, OSError):
+class CacheWriteError(CacheError):
     """Nothing more can be written to a cache: the disk is full, the file system read-only, a permission lost.
 
     What was written stays good, and reading goes on. The `__cause__` is the `OSError`.
@@ -99,8 +99,8 @@ class CacheWriteError(CacheError, OSError):
     """
 
     def __init__(self, message: str, errno: int | None = None) -> None:
-        super().__init__(message)
         self.errno = errno
+        super().__init__(message)
 
 
 class UnsafeCache(CacheError):

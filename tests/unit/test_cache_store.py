@@ -211,7 +211,11 @@ def test_a_disk_that_refuses_ends_the_writing_and_nothing_else(tmp_path: Path, e
                 if write(store, keys(batch)):
                     written += batch
             except CacheWriteError as raised:
-                assert raised.errno == error and os.strerror(error) in str(raised) and store.disabled
+                assert (
+                    pickle.loads(pickle.dumps(raised)).errno == raised.errno == error
+                    and os.strerror(error) in str(raised)
+                    and store.disabled
+                )
                 assert isinstance(raised.__cause__, OSError)
                 ends += 1
         failed = store.disabled is not None

@@ -94,6 +94,23 @@ TEXTS: list[tuple[Exception, str]] = [
         "a worker could not start: OSError: no such licence server",
     ),
     (
+        errors.CacheError("there is no cache in latents"),
+        "there is no cache in latents",
+    ),
+    (
+        errors.CacheMismatch("latents", "seed", 1, 2, "Set it as it was, or use another cache_location."),
+        "the cache in latents does not fit: its seed is 1, and 2 is wanted here. Set it as it was, or use another "
+        "cache_location.",
+    ),
+    (
+        errors.CacheWriteError("nothing more is written to the cache in latents: No space left on device.", 28),
+        "nothing more is written to the cache in latents: No space left on device.",
+    ),
+    (
+        errors.UnsafeCache("additional data in latents is pickled"),
+        "additional data in latents is pickled",
+    ),
+    (
         errors.ImageError("photos/1.jpg", "it is empty (0 bytes)"),
         "photos/1.jpg: it is empty (0 bytes)",
     ),
