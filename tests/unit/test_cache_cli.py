@@ -9,6 +9,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,7 @@ def test_where_there_is_no_cache(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_progress_is_a_bar_for_those_who_watch(filled: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hydrax_gpu", "cache", "copy", str(filled), str(tmp_path / "copy")]
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=60)
     os.close(theirs)
     shown = ""
