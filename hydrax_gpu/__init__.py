@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from hydrax_gpu.errors import LoaderError as LoaderError
     from hydrax_gpu.errors import NotEnoughMemory as NotEnoughMemory
     from hydrax_gpu.errors import PlacementError as PlacementError
+    from hydrax_gpu.errors import SourceChanged as SourceChanged
+    from hydrax_gpu.errors import SourceError as SourceError
     from hydrax_gpu.errors import StateMismatch as StateMismatch
     from hydrax_gpu.errors import TooManyBadItems as TooManyBadItems
     from hydrax_gpu.errors import WorkerDied as WorkerDied
@@ -53,6 +55,8 @@ __all__ = [
     "PadRagged",
     "PlacementError",
     "Report",
+    "SourceChanged",
+    "SourceError",
     "StateMismatch",
     "TooManyBadItems",
     "TrainingBatch",
@@ -90,6 +94,8 @@ _HOME = {
     "LoaderError": "errors",
     "PlacementError": "errors",
     "Report": "report",
+    "SourceChanged": "errors",
+    "SourceError": "errors",
     "StateMismatch": "errors",
     "TrainingBatch": "batch",
     "ValidationBatch": "batch",
