@@ -4,8 +4,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hydrax_gpu.sources._arrow import ArrowSource as ArrowSource
+    from hydrax_gpu.sources._arrow import ParquetSource as ParquetSource
     from hydrax_gpu.sources._folder import ImageFolder as ImageFolder
+    from hydrax_gpu.sources._maps import HuggingFaceSource as HuggingFaceSource
+    from hydrax_gpu.sources._maps import ItemOf as ItemOf
+    from hydrax_gpu.sources._maps import MapSource as MapSource
+    from hydrax_gpu.sources._maps import RandomAccess as RandomAccess
     from hydrax_gpu.sources._npy import NpySource as NpySource
+    from hydrax_gpu.sources._records import ArrayRecordSource as ArrayRecordSource
+    from hydrax_gpu.sources._records import Record as Record
+    from hydrax_gpu.sources._records import TFRecordSource as TFRecordSource
     from hydrax_gpu.sources._source import Reader as Reader
     from hydrax_gpu.sources._source import Row as Row
     from hydrax_gpu.sources._source import Source as Source
@@ -16,8 +25,17 @@ if TYPE_CHECKING:
 
 # As in the package's own __init__: a worker imports what reads its source, and nothing of the others.
 _HOME = {
+    "ArrowSource": "_arrow",
+    "ParquetSource": "_arrow",
     "ImageFolder": "_folder",
+    "HuggingFaceSource": "_maps",
+    "ItemOf": "_maps",
+    "MapSource": "_maps",
+    "RandomAccess": "_maps",
     "NpySource": "_npy",
+    "ArrayRecordSource": "_records",
+    "Record": "_records",
+    "TFRecordSource": "_records",
     "Reader": "_source",
     "Row": "_source",
     "Source": "_source",
@@ -27,7 +45,26 @@ _HOME = {
     "TarSource": "_tar",
 }
 
-__all__ = ["ImageFolder", "Member", "NpySource", "Reader", "Row", "Sample", "Source", "SourceLoader", "TarSource"]
+__all__ = [
+    "ArrayRecordSource",
+    "ArrowSource",
+    "HuggingFaceSource",
+    "ImageFolder",
+    "ItemOf",
+    "MapSource",
+    "Member",
+    "NpySource",
+    "ParquetSource",
+    "RandomAccess",
+    "Reader",
+    "Record",
+    "Row",
+    "Sample",
+    "Source",
+    "SourceLoader",
+    "TFRecordSource",
+    "TarSource",
+]
 
 
 def __getattr__(name: str) -> Any:
