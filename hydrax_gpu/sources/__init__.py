@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hydrax_gpu.sources._maps import MapSource as MapSource
     from hydrax_gpu.sources._maps import RandomAccess as RandomAccess
     from hydrax_gpu.sources._npy import NpySource as NpySource
+    from hydrax_gpu.sources._packing import PackingReport as PackingReport
     from hydrax_gpu.sources._records import ArrayRecordSource as ArrayRecordSource
     from hydrax_gpu.sources._records import Record as Record
     from hydrax_gpu.sources._records import TFRecordSource as TFRecordSource
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from hydrax_gpu.sources._tar import Member as Member
     from hydrax_gpu.sources._tar import Sample as Sample
     from hydrax_gpu.sources._tar import TarSource as TarSource
+    from hydrax_gpu.sources._tokens import PackedRow as PackedRow
+    from hydrax_gpu.sources._tokens import PackedSource as PackedSource
+    from hydrax_gpu.sources._tokens import Span as Span
+    from hydrax_gpu.sources._tokens import TokenSource as TokenSource
+    from hydrax_gpu.sources._tokens import write_tokens as write_tokens
 
 # As in the package's own __init__: a worker imports what reads its source, and nothing of the others.
 _HOME = {
@@ -33,6 +39,7 @@ _HOME = {
     "MapSource": "_maps",
     "RandomAccess": "_maps",
     "NpySource": "_npy",
+    "PackingReport": "_packing",
     "ArrayRecordSource": "_records",
     "Record": "_records",
     "TFRecordSource": "_records",
@@ -43,6 +50,11 @@ _HOME = {
     "Member": "_tar",
     "Sample": "_tar",
     "TarSource": "_tar",
+    "PackedRow": "_tokens",
+    "PackedSource": "_tokens",
+    "Span": "_tokens",
+    "TokenSource": "_tokens",
+    "write_tokens": "_tokens",
 }
 
 __all__ = [
@@ -54,6 +66,9 @@ __all__ = [
     "MapSource",
     "Member",
     "NpySource",
+    "PackedRow",
+    "PackedSource",
+    "PackingReport",
     "ParquetSource",
     "RandomAccess",
     "Reader",
@@ -62,8 +77,11 @@ __all__ = [
     "Sample",
     "Source",
     "SourceLoader",
+    "Span",
     "TFRecordSource",
     "TarSource",
+    "TokenSource",
+    "write_tokens",
 ]
 
 
