@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hydrax_gpu.sources._arrow import ArrowSource as ArrowSource
     from hydrax_gpu.sources._arrow import ParquetSource as ParquetSource
+    from hydrax_gpu.sources._arrow import TableRow as TableRow
     from hydrax_gpu.sources._folder import ImageFolder as ImageFolder
     from hydrax_gpu.sources._maps import HuggingFaceSource as HuggingFaceSource
     from hydrax_gpu.sources._maps import ItemOf as ItemOf
     from hydrax_gpu.sources._maps import MapSource as MapSource
     from hydrax_gpu.sources._maps import RandomAccess as RandomAccess
     from hydrax_gpu.sources._npy import NpySource as NpySource
+    from hydrax_gpu.sources._packed import PackedRow as PackedRow
+    from hydrax_gpu.sources._packed import PackedSource as PackedSource
     from hydrax_gpu.sources._packing import PackingReport as PackingReport
     from hydrax_gpu.sources._records import ArrayRecordSource as ArrayRecordSource
     from hydrax_gpu.sources._records import Record as Record
@@ -23,8 +26,6 @@ if TYPE_CHECKING:
     from hydrax_gpu.sources._tar import Member as Member
     from hydrax_gpu.sources._tar import Sample as Sample
     from hydrax_gpu.sources._tar import TarSource as TarSource
-    from hydrax_gpu.sources._tokens import PackedRow as PackedRow
-    from hydrax_gpu.sources._tokens import PackedSource as PackedSource
     from hydrax_gpu.sources._tokens import Span as Span
     from hydrax_gpu.sources._tokens import TokenSource as TokenSource
     from hydrax_gpu.sources._tokens import write_tokens as write_tokens
@@ -43,6 +44,7 @@ _HOME = {
     "ArrayRecordSource": "_records",
     "Record": "_records",
     "TFRecordSource": "_records",
+    "TableRow": "_arrow",
     "Reader": "_source",
     "Row": "_source",
     "Source": "_source",
@@ -50,8 +52,8 @@ _HOME = {
     "Member": "_tar",
     "Sample": "_tar",
     "TarSource": "_tar",
-    "PackedRow": "_tokens",
-    "PackedSource": "_tokens",
+    "PackedRow": "_packed",
+    "PackedSource": "_packed",
     "Span": "_tokens",
     "TokenSource": "_tokens",
     "write_tokens": "_tokens",
@@ -79,6 +81,7 @@ __all__ = [
     "SourceLoader",
     "Span",
     "TFRecordSource",
+    "TableRow",
     "TarSource",
     "TokenSource",
     "write_tokens",

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import numpy as np
 
@@ -17,10 +17,10 @@ from hydrax_gpu._spec import ArraySpec
 from hydrax_gpu.errors import SourceError
 from hydrax_gpu.sources._columns import Columns, arrays_of, columns_of, pyarrow
 from hydrax_gpu.sources._files import FileId, Opened, OpenFile, RemoteFile, identify, open_file
-from hydrax_gpu.sources._source import Reader, Row, Source
+from hydrax_gpu.sources._source import Reader, Source
 from hydrax_gpu.sources._tar import expand
 
-__all__ = ["ArrowSource", "ParquetSource", "TableFile"]
+__all__ = ["ArrowSource", "ParquetSource", "TableFile", "TableRow"]
 
 Path: TypeAlias = "str | os.PathLike[str]"
 Value: TypeAlias = "dict[str, Any]"
@@ -42,7 +42,21 @@ class TableFile:
         return f"{self.file.path}[{', '.join(self.columns)}]"
 
 
-class _TableSource(Source[Row, Value]):
+class TableRow(NamedTuple):
+    """Descriptor of a row of a file with a table.
+
+    Attributes:
+        table: the file; the same object for all rows of it.
+        part: number of the row group or record batch.
+        number: of the row in it, from 0.
+    """
+
+    table: TableFile
+    part: int
+    number: int
+
+
+class _TableSource(Source[TableRow, Value]):
     """What both have in common: files with parts (row groups, record batches), each with so many rows."""
 
     def __init__(self, paths: Path | Iterable[Path], columns: Sequence[str] | None) -> None:
@@ -50,7 +64,8 @@ class _TableSource(Source[Row, Value]):
             raise TypeError(f"columns: got {columns!r}, wanted several names, such as [{columns!r}]")
         self._tables: list[TableFile] = []
         self._schema: Any = None
-        counts: list[int] = []
+        counts: list[int] = []  # of all parts of all files
+        self._parts: list[tuple[int, int]] = []
         for path in expand(paths):
             file = identify(path)
             opened = self._open(file)
@@ -59,11 +74,13 @@ class _TableSource(Source[Row, Value]):
                 self._schema = schema
             elif not schema.equals(self._schema):
                 raise ValueError(f"{file.path}: got columns {schema}\nwanted those of the first file, {self._schema}")
+            rows = opened.rows()
+            self._parts += [(len(self._tables), number) for number in range(len(rows))]
             self._tables.append(TableFile(file, tuple(schema.names)))
-            counts.append(sum(opened.rows))
+            counts += rows
         self._ends = np.cumsum(counts)
         self._begins = self._ends - counts
-        if not len(self):
+        if not sum(counts):
             raise ValueError(f"{self._tables[0].file.path}: got no row, wanted at least one")
 
     @staticmethod
@@ -78,9 +95,10 @@ class _TableSource(Source[Row, Value]):
         """The `pyarrow.Schema` of the columns that are read."""
         return self._schema
 
-    def descriptor(self, index: int) -> Row:
-        part = int(np.searchsorted(self._ends, index, "right"))
-        return Row(self._tables[part], index - int(self._begins[part]))
+    def descriptor(self, index: int) -> TableRow:
+        place = int(np.searchsorted(self._ends, index, "right"))
+        table, part = self._parts[place]
+        return TableRow(self._tables[table], part, index - int(self._begins[place]))
 
     def arrays(self) -> dict[str, ArraySpec]:
         return arrays_of(self._schema)
@@ -121,7 +139,7 @@ class ParquetSource(_TableSource):
         return _ParquetFile(file)
 
     @property
-    def reader(self) -> Reader[Row, Value]:
+    def reader(self) -> Reader[TableRow, Value]:
         return _TableReader("parquet", self._cache_bytes)
 
 
@@ -156,7 +174,7 @@ class ArrowSource(_TableSource):
         return _ArrowFile(file)
 
     @property
-    def reader(self) -> Reader[Row, Value]:
+    def reader(self) -> Reader[TableRow, Value]:
         return _TableReader("arrow", self._cache_bytes)
 
 
@@ -164,7 +182,7 @@ class ArrowSource(_TableSource):
 
 
 class _Parts:
-    """A file that is open: the numbers of rows of its parts, and the parts."""
+    """A file that is open, and its parts."""
 
     kind = ""
 
@@ -172,15 +190,17 @@ class _Parts:
         pa = pyarrow()
         self.file = file
         self.handle: OpenFile = open_file(file)  # looks whether it is what it was, and goes on looking
-        self.rows: list[int] = []
         self.lock = threading.Lock()  # pyarrow's readers of files are not for several threads
         try:
             self.begin(pa)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise SourceError(file.path, f"it is no {self.kind} file, or damaged ({error})") from error
-        self.ends = np.cumsum(self.rows)
 
     def begin(self, pa: Any) -> None:
+        raise NotImplementedError
+
+    def rows(self) -> list[int]:
+        """Rows of each part."""
         raise NotImplementedError
 
     def schema(self, columns: Sequence[str] | None) -> Any:
@@ -214,8 +234,10 @@ class _ParquetFile(_Parts):
             self.parquet: Any = pq.ParquetFile(self.handle.open(), pre_buffer=True, page_checksum_verification=True)
         else:
             self.parquet = pq.ParquetFile(self.file.path, memory_map=True, page_checksum_verification=True)
+
+    def rows(self) -> list[int]:
         metadata = self.parquet.metadata
-        self.rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        return [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
     @property
     def whole_schema(self) -> Any:
@@ -237,15 +259,18 @@ class _ArrowFile(_Parts):
         try:
             reader = ipc.open_file(source)
             self.batches: Any = reader.get_batch
-            self.rows = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
+            self.count = int(reader.num_record_batches)
         except pa.ArrowInvalid:
             source.seek(0)
             reader = ipc.open_stream(source)
             # A stream has no table of contents. What is mapped costs nothing to hold, and the rest is held.
             held = list(reader)
             self.batches = held.__getitem__
-            self.rows = [batch.num_rows for batch in held]
+            self.count = len(held)
         self._schema = reader.schema
+
+    def rows(self) -> list[int]:
+        return [self.batches(number).num_rows for number in range(self.count)]
 
     @property
     def whole_schema(self) -> Any:
@@ -263,7 +288,7 @@ class _ArrowFile(_Parts):
 
 
 @final
-class _TableReader(Reader[Row, Value]):
+class _TableReader(Reader[TableRow, Value]):
     def __init__(self, kind: str, cache_bytes: int) -> None:
         self._kind, self._cache_bytes = kind, cache_bytes
         self._begin()
@@ -275,27 +300,28 @@ class _TableReader(Reader[Row, Value]):
     def take_counts(self) -> dict[str, int] | None:
         return self._open_parts.take_counts()
 
-    def read_rows(self, items: Sequence[Row]) -> list[Value | BaseException]:
+    def read_rows(self, items: Sequence[TableRow]) -> list[Value | BaseException]:
         # Rows of one part one after the other, so that even a cache for no part decodes each once a call.
         values: list[Value | BaseException] = [{}] * len(items)
         for number, place in sorted(enumerate(self._places(items)), key=lambda each: _order(each[1])):
             if isinstance(place, BaseException):
                 values[number] = place
                 continue
-            parts, table, part, row = place
+            parts, (table, part, row) = place
             try:
                 columns = self._open_parts.get(parts, table, part)
                 values[number] = {name: get(row) for name, get in columns.items()}
             except SourceError as error:
                 values[number] = error
             except ValueError as error:
-                values[number] = SourceError(f"{table.file.path}: row {items[number].number}", str(error))
+                values[number] = SourceError(f"{table.file.path}: part {part}, row {row}", str(error))
         return values
 
-    def _places(self, items: Sequence[Row]) -> list[_Place | SourceError]:
+    def _places(self, items: Sequence[TableRow]) -> list[_Place | SourceError]:
         places: list[_Place | SourceError] = []
         opened: dict[int, _Parts | SourceError] = {}
-        for table, number in items:
+        for item in items:
+            table = item.table
             parts = opened.get(id(table))
             if parts is None:
                 try:
@@ -307,16 +333,15 @@ class _TableReader(Reader[Row, Value]):
             if isinstance(parts, SourceError):
                 places.append(parts)
             else:
-                part = int(np.searchsorted(parts.ends, number, "right"))
-                places.append((parts, table, part, number - int(parts.ends[part]) + parts.rows[part]))
+                places.append((parts, item))
         return places
 
 
-_Place: TypeAlias = tuple[_Parts, TableFile, int, int]
+_Place: TypeAlias = tuple[_Parts, TableRow]
 
 
 def _order(place: _Place | SourceError) -> tuple[str, int, int]:
-    return ("", 0, 0) if isinstance(place, SourceError) else (place[1].file.path, place[2], place[3])
+    return ("", 0, 0) if isinstance(place, SourceError) else (place[1].table.file.path, *place[1][1:])
 
 
 @final
