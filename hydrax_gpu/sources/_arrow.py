@@ -131,7 +131,7 @@ class ParquetSource(_TableSource):
     def __init__(
         self, paths: Path | Iterable[Path], columns: Sequence[str] | None = None, *, cache_bytes: int = 1 << 28
     ) -> None:
-        self._cache_bytes = at_least("cache_bytes", cache_bytes, 0)
+        self._reader = _TableReader("parquet", at_least("cache_bytes", cache_bytes, 0))
         super().__init__(paths, columns)
 
     @staticmethod
@@ -140,7 +140,7 @@ class ParquetSource(_TableSource):
 
     @property
     def reader(self) -> Reader[TableRow, Value]:
-        return _TableReader("parquet", self._cache_bytes)
+        return self._reader
 
 
 @final
@@ -166,7 +166,7 @@ class ArrowSource(_TableSource):
     def __init__(
         self, paths: Path | Iterable[Path], columns: Sequence[str] | None = None, *, cache_bytes: int = 1 << 28
     ) -> None:
-        self._cache_bytes = at_least("cache_bytes", cache_bytes, 0)
+        self._reader = _TableReader("arrow", at_least("cache_bytes", cache_bytes, 0))
         super().__init__(paths, columns)
 
     @staticmethod
@@ -175,7 +175,7 @@ class ArrowSource(_TableSource):
 
     @property
     def reader(self) -> Reader[TableRow, Value]:
-        return _TableReader("arrow", self._cache_bytes)
+        return self._reader
 
 
 # The files.
@@ -367,27 +367,36 @@ class _PartCache:
 
     def get(self, parts: _Parts, table: TableFile, part: int) -> Columns:
         key = (table, part)
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None:
-                self._kept.move_to_end(key)
-                return found[0]
+        if (found := self._find(key)) is not None:
+            return found
         pa = pyarrow()
         with parts.lock:
+            if (found := self._find(key)) is not None:  # another thread was at it
+                return found
             try:
                 batch, size = parts.part(part, table.columns)
                 batch.validate()  # what does not fit its schema would be read out of bounds
                 columns = columns_of(batch)
             except (pa.ArrowException, OSError) as error:
                 raise SourceError(f"{table.file.path}: part {part}", f"it cannot be decoded ({error})") from error
+            self._keep(key, columns, size)
+        return columns
+
+    def _find(self, key: tuple[TableFile, int]) -> Columns | None:
+        with self._lock:
+            found = self._kept.get(key)
+            if found is None:
+                return None
+            self._kept.move_to_end(key)
+            return found[0]
+
+    def _keep(self, key: tuple[TableFile, int], columns: Columns, size: int) -> None:
         with self._lock:
             if size and key in self._seen:
                 self._counts[self._again] += 1
             self._seen.add(key)
-            if key not in self._kept:
-                self._kept[key] = columns, size
-                self._bytes += size
+            self._kept[key] = columns, size
+            self._bytes += size
             while self._bytes > self._limit and len(self._kept) > 1:
                 _, (_, freed) = self._kept.popitem(last=False)
                 self._bytes -= freed
-        return columns

@@ -51,6 +51,7 @@ class ImageFolder(Source["str | tuple[str, int]", "bytes | tuple[bytes, int]"]):
     ) -> None:
         if isinstance(extensions, str):
             raise TypeError(f"extensions: got {extensions!r}, wanted several, such as ({extensions!r},)")
+        self._reader = _WholeFiles()
         self._root = local_path(root).rstrip("/") or "/"
         wanted = None if extensions is None else tuple(each.lower() for each in extensions)
         self._names: list[str] = []
@@ -94,7 +95,7 @@ class ImageFolder(Source["str | tuple[str, int]", "bytes | tuple[bytes, int]"]):
 
     @property
     def reader(self) -> Reader[str | tuple[str, int], bytes | tuple[bytes, int]]:
-        return _WholeFiles()
+        return self._reader
 
     def __len__(self) -> int:
         return len(self._names)

@@ -107,11 +107,11 @@ class MapSource(Source[ItemOf, T], Generic[T]):
                 "(a data set that can only be iterated has no random access)"
             )
         self._dataset, self._number = dataset, next(_number)
-        self._names = None if names is None else tuple(names)
+        self._reader: _MapReader[T] = _MapReader({self._number: dataset}, None if names is None else tuple(names))
 
     @property
     def reader(self) -> Reader[ItemOf, T]:
-        return _MapReader({self._number: self._dataset}, self._names)
+        return self._reader
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -183,10 +183,11 @@ class HuggingFaceSource(Source[ItemOf, "dict[str, Any]"]):
         self._dataset = dataset.with_format("arrow", columns=names)
         self._number = next(_number)
         self._names = tuple(names)
+        self._reader = _HuggingFaceReader({self._number: self._dataset}, self._names)
 
     @property
     def reader(self) -> Reader[ItemOf, dict[str, Any]]:
-        return _HuggingFaceReader({self._number: self._dataset}, self._names)
+        return self._reader
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -76,6 +76,7 @@ class NpySource(Source[Row, "dict[str, npt.NDArray[Any]]"]):
     """
 
     def __init__(self, files: Path | Mapping[str, Path] | Sequence[Path | Mapping[str, Path]]) -> None:
+        self._reader = _NpyReader()
         parts = [files] if isinstance(files, str | os.PathLike | Mapping) else list(files)
         if not parts:
             raise ValueError("files: got none, wanted at least one")
@@ -90,7 +91,7 @@ class NpySource(Source[Row, "dict[str, npt.NDArray[Any]]"]):
 
     @property
     def reader(self) -> Reader[Row, dict[str, npt.NDArray[Any]]]:
-        return _NpyReader()
+        return self._reader
 
     def __len__(self) -> int:
         return int(self._ends[-1])

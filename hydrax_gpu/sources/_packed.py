@@ -92,7 +92,7 @@ class PackedSource(Source[PackedRow, "dict[str, npt.NDArray[Any]]"]):
             raise TypeError(f"documents: got {type(documents).__name__}, wanted a TokenSource or a slice of one")
         self._documents = documents
         self._length = at_least("length", length, 1)
-        self._pad = integer("pad", pad)
+        self._reader = _PackedReader(self._length, integer("pad", pad))
         choice("long", long, _LONG)
         if open_rows is not None:
             at_least("open_rows", open_rows, 1)
@@ -114,7 +114,7 @@ class PackedSource(Source[PackedRow, "dict[str, npt.NDArray[Any]]"]):
 
     @property
     def reader(self) -> Reader[PackedRow, dict[str, npt.NDArray[Any]]]:
-        return _PackedReader(self._length, self._pad)
+        return self._reader
 
     @property
     def report(self) -> PackingReport:

@@ -62,6 +62,7 @@ class TFRecordSource(Source[Record, bytes]):
     """
 
     def __init__(self, paths: Path | Iterable[Path], *, index_folder: Path | None = None) -> None:
+        self._reader = _TFRecordReader()
         self._files = [identify(path) for path in expand(paths)]
         indexes: list[Index] = [indexed(file, "tfrecord", _VERSION, _index, index_folder) for file in self._files]
         self._offsets = [index["offsets"] for index in indexes]  # of each record, and the end of the last one's foot
@@ -73,7 +74,7 @@ class TFRecordSource(Source[Record, bytes]):
 
     @property
     def reader(self) -> Reader[Record, bytes]:
-        return _TFRecordReader()
+        return self._reader
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -215,6 +216,7 @@ class ArrayRecordSource(Source[Row, bytes]):
 
     def __init__(self, paths: Path | Iterable[Path]) -> None:
         _array_record()
+        self._reader = _ArrayRecordReader()
         self._files = [ArrayRecordFile(identify(path)) for path in expand(paths)]
         for each in self._files:
             if is_remote(each.file.path):
@@ -227,7 +229,7 @@ class ArrayRecordSource(Source[Row, bytes]):
 
     @property
     def reader(self) -> Reader[Row, bytes]:
-        return _ArrayRecordReader()
+        return self._reader
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -104,13 +104,13 @@ class TokenSource(Source[Span, Tokens]):
         counts = [len(each) - 1 for each in self._offsets]
         self._ends = np.cumsum(counts)
         self._begins = self._ends - counts
-        self._truncate = bool(truncate)
+        self._reader = TokenReader(bool(truncate))
         if not len(self):
             raise ValueError(f"{self._tables[0]}: got no document, wanted at least one")
 
     @property
     def reader(self) -> Reader[Span, Tokens]:
-        return TokenReader(self._truncate)
+        return self._reader
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
