@@ -104,11 +104,11 @@ def _getter(name: str, array: Any) -> Callable[[int], Any]:
     if _described(kind) is not None:
         if _null_within(array):
             return _objects(array)
-        return _rows(name, array, _numbers(array))
+        return _rows(name, array, _read_only(_numbers(array)))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         if _described(kind.value_type) is not None and not array.values.null_count and not _null_within(array.values):
             # `flatten` would leave out what is behind nulls, and `values` has all that the offsets speak of
-            return _rows(name, array, _Ragged(_numbers(array.values), array.offsets.to_numpy()))
+            return _rows(name, array, _Ragged(_read_only(_numbers(array.values)), array.offsets.to_numpy()))
         return _objects(array)
     if pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
         return _file(array)
@@ -135,6 +135,11 @@ def _rows(name: str, array: Any, values: Any) -> Callable[[int], Any]:
         return values[row]
 
     return get
+
+
+def _read_only(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    values.flags.writeable = False  # Arrow's memory may be shared by whoever has the table
+    return values
 
 
 def _null_within(array: Any) -> bool:

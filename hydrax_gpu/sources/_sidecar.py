@@ -59,16 +59,17 @@ def _place(file: FileId, folder: str | os.PathLike[str] | None) -> str | None:
 
 def _read(path: str, about: dict[str, Any]) -> Index | None:
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # opened here, since NumPy leaves a file open that it does not take for its own
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             found = json.loads(stored["about"].tobytes())
             if found != about:
                 _log.info("%s: it is the index of something else (%s), and is made anew", path, found)
                 return None
             return {name: stored[name] for name in stored.files if name != "about"}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        _log.warning("%s: this index is damaged (%s: %s), and is made anew", path, type(error).__name__, error)
+        _log.warning("%s: this index is damaged (%s: %s), and is made anew", path, type(error).__name__, str(error))
         return None
 
 
@@ -85,7 +86,7 @@ def _write(path: str, about: dict[str, Any], index: Index) -> None:
     except OSError as error:
         _log.warning(
             "%s: the index cannot be kept (%s), so it is made anew each time: give a folder for it, index_folder=...",
-            path, error.strerror or error,
+            path, error.strerror or str(error),
         )  # fmt: skip
         if partial:
             with contextlib.suppress(OSError):
