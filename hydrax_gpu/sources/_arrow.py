@@ -10,14 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, final
 
-import numpy as np
-
 from hydrax_gpu._arguments import at_least
 from hydrax_gpu._spec import ArraySpec
 from hydrax_gpu.errors import SourceError
 from hydrax_gpu.sources._columns import Columns, arrays_of, columns_of, pyarrow
 from hydrax_gpu.sources._files import FileId, Opened, OpenFile, RemoteFile, identify, open_file
-from hydrax_gpu.sources._source import Reader, Source
+from hydrax_gpu.sources._source import Parts, Reader, Source
 from hydrax_gpu.sources._tar import expand
 
 __all__ = ["ArrowSource", "ParquetSource", "TableFile", "TableRow"]
@@ -78,8 +76,7 @@ class _TableSource(Source[TableRow, Value]):
             self._parts += [(len(self._tables), number) for number in range(len(rows))]
             self._tables.append(TableFile(file, tuple(schema.names)))
             counts += rows
-        self._ends = np.cumsum(counts)
-        self._begins = self._ends - counts
+        self._places = Parts(counts)
         if not sum(counts):
             raise ValueError(f"{self._tables[0].file.path}: got no row, wanted at least one")
 
@@ -88,7 +85,7 @@ class _TableSource(Source[TableRow, Value]):
     def _open(file: FileId) -> _Parts: ...
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._places.total
 
     @property
     def schema(self) -> Any:
@@ -96,9 +93,9 @@ class _TableSource(Source[TableRow, Value]):
         return self._schema
 
     def descriptor(self, index: int) -> TableRow:
-        place = int(np.searchsorted(self._ends, index, "right"))
+        place, number = self._places.find(index)
         table, part = self._parts[place]
-        return TableRow(self._tables[table], part, index - int(self._begins[place]))
+        return TableRow(self._tables[table], part, number)
 
     def arrays(self) -> dict[str, ArraySpec]:
         return arrays_of(self._schema)

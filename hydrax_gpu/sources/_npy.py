@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hydrax_gpu._spec import ArraySpec
 from hydrax_gpu.errors import SourceError
 from hydrax_gpu.sources._files import FileId, LocalFile, Opened, identify, is_remote, local_path
-from hydrax_gpu.sources._source import Arrays, Reader, Row, Source, copy_array
+from hydrax_gpu.sources._source import Arrays, Parts, Reader, Row, Source, copy_array
 
 __all__ = ["NpyColumn", "NpySource", "NpyTable", "column_of"]
 
@@ -86,21 +86,20 @@ class NpySource(Source[Row, "dict[str, npt.NDArray[Any]]"]):
             if kind != kinds[0]:
                 raise ValueError(f"files: part {number} has {kind}, wanted {kinds[0]} as in the first")
         lengths = [table.columns[0][1].shape[0] for table in self._tables]
-        self._ends = np.cumsum(lengths)
-        self._begins = self._ends - lengths
+        self._places = Parts(lengths)
 
     @property
     def reader(self) -> Reader[Row, dict[str, npt.NDArray[Any]]]:
         return self._reader
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._places.total
 
     def descriptor(self, index: int) -> Row:
         if len(self._tables) == 1:
             return Row(self._tables[0], index)
-        part = int(np.searchsorted(self._ends, index, "right"))
-        return Row(self._tables[part], index - int(self._begins[part]))
+        part, number = self._places.find(index)
+        return Row(self._tables[part], number)
 
     def arrays(self) -> dict[str, ArraySpec]:
         found: dict[str, ArraySpec] = {}

@@ -13,7 +13,7 @@ from hydrax_gpu._arguments import at_least, choice, integer
 from hydrax_gpu._spec import ArraySpec
 from hydrax_gpu.sources._files import Opened
 from hydrax_gpu.sources._packing import Long, Packing, PackingReport, document_order, pack
-from hydrax_gpu.sources._source import Arrays, Reader, Source
+from hydrax_gpu.sources._source import Arrays, Parts, Reader, Source
 from hydrax_gpu.sources._tokens import (
     OpenTokens,
     Span,
@@ -104,8 +104,7 @@ class PackedSource(Source[PackedRow, "dict[str, npt.NDArray[Any]]"]):
             order = None if seed is None else document_order(len(lengths), integer("seed", seed), epoch)
             self._packings.append(pack(lengths, self._length, order=order, open_rows=open_rows, long=long))
         counts = [packing.report.rows for packing in self._packings]
-        self._ends = np.cumsum(counts)
-        self._begins = self._ends - counts
+        self._places = Parts(counts)
         if not len(self):
             raise ValueError(f"got no row out of {self.report}; wanted at least one")
         report = self.report
@@ -127,11 +126,11 @@ class PackedSource(Source[PackedRow, "dict[str, npt.NDArray[Any]]"]):
         return tuple(packing.report for packing in self._packings)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._places.total
 
     def descriptor(self, index: int) -> PackedRow:
-        epoch = int(np.searchsorted(self._ends, index, "right"))
-        packing, row = self._packings[epoch], index - int(self._begins[epoch])
+        epoch, number = self._places.find(index)
+        packing, row = self._packings[epoch], number
         begin, end = packing.rows[row : row + 2].tolist()
         pieces = zip(
             packing.document[begin:end].tolist(),

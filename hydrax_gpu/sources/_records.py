@@ -18,7 +18,7 @@ from hydrax_gpu.errors import SourceError
 from hydrax_gpu.sources._files import FileId, LocalFile, Opened, OpenFile, RemoteFile, identify, is_remote, open_file
 from hydrax_gpu.sources._files import ranges as read_ranges
 from hydrax_gpu.sources._sidecar import Index, indexed
-from hydrax_gpu.sources._source import Reader, Row, Source
+from hydrax_gpu.sources._source import Parts, Reader, Row, Source
 from hydrax_gpu.sources._tar import expand
 
 __all__ = ["ArrayRecordSource", "Record", "TFRecordSource", "masked_crc32c"]
@@ -67,8 +67,7 @@ class TFRecordSource(Source[Record, bytes]):
         indexes: list[Index] = [indexed(file, "tfrecord", _VERSION, _index, index_folder) for file in self._files]
         self._offsets = [index["offsets"] for index in indexes]  # of each record, and the end of the last one's foot
         counts = [len(offsets) - 1 for offsets in self._offsets]
-        self._ends = np.cumsum(counts)
-        self._begins = self._ends - counts
+        self._places = Parts(counts)
         if not len(self):
             raise SourceError(self._files[0].path, f"got no record in {len(counts)} files, wanted at least one")
 
@@ -77,11 +76,10 @@ class TFRecordSource(Source[Record, bytes]):
         return self._reader
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._places.total
 
     def descriptor(self, index: int) -> Record:
-        part = int(np.searchsorted(self._ends, index, "right"))
-        number = index - int(self._begins[part])
+        part, number = self._places.find(index)
         begin, end = self._offsets[part][number : number + 2].tolist()
         return Record(self._files[part], begin, end - begin - _HEAD - _FOOT)
 
@@ -222,8 +220,7 @@ class ArrayRecordSource(Source[Row, bytes]):
             if is_remote(each.file.path):
                 raise ValueError(f"{each}: ArrayRecord's own package reads files of this machine alone: copy it here")
         counts = [_OpenRecords(each).count for each in self._files]
-        self._ends = np.cumsum(counts)
-        self._begins = self._ends - counts
+        self._places = Parts(counts)
         if not len(self):
             raise SourceError(str(self._files[0]), f"got no record in {len(counts)} files, wanted at least one")
 
@@ -232,11 +229,11 @@ class ArrayRecordSource(Source[Row, bytes]):
         return self._reader
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._places.total
 
     def descriptor(self, index: int) -> Row:
-        part = int(np.searchsorted(self._ends, index, "right"))
-        return Row(self._files[part], index - int(self._begins[part]))
+        part, number = self._places.find(index)
+        return Row(self._files[part], number)
 
     def __repr__(self) -> str:
         return f"ArrayRecordSource({len(self)} records in {len(self._files)} files)"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast, final, overload
 
@@ -12,7 +14,7 @@ import numpy.typing as npt
 from hydrax_gpu._arguments import integer
 from hydrax_gpu._spec import ArraySpec
 
-__all__ = ["Arrays", "Fill", "Outcome", "Reader", "Row", "Source", "SourceLoader", "copy_item"]
+__all__ = ["Arrays", "Fill", "Outcome", "Parts", "Reader", "Row", "Source", "SourceLoader", "copy_item"]
 
 D = TypeVar("D")
 T = TypeVar("T")
@@ -265,6 +267,26 @@ class _Part(Source[D, T]):
 
     def __repr__(self) -> str:
         return f"{self._source!r}[{len(self)} of them]"
+
+
+@final
+class Parts:
+    """Items of several parts, one behind the other.
+
+    Args:
+        counts: of the items in each part; some may have none.
+    """
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        # lists, because a number out of an array costs ten times as much
+        self._ends = list(itertools.accumulate(counts))
+        self._begins = [0, *self._ends]
+        self.total: int = self._begins[-1]
+
+    def find(self, index: int) -> tuple[int, int]:
+        """The part that an item is in, and its number there."""
+        part = bisect_right(self._ends, index)
+        return part, index - self._begins[part]
 
 
 def copy_item(value: Any, arrays: Arrays) -> None:

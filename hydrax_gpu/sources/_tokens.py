@@ -17,7 +17,7 @@ from hydrax_gpu.decode.ragged import PadRagged
 from hydrax_gpu.errors import SourceError
 from hydrax_gpu.sources._files import LocalFile, Opened, identify
 from hydrax_gpu.sources._npy import NpyColumn, column_of
-from hydrax_gpu.sources._source import Arrays, Reader, Source
+from hydrax_gpu.sources._source import Arrays, Parts, Reader, Source
 
 __all__ = [
     "OpenTokens",
@@ -102,8 +102,7 @@ class TokenSource(Source[Span, Tokens]):
         self._tables = [TokenTable(_column(path, dtype)) for path in files]
         self._offsets = [_offsets(each, table) for each, table in zip(ends, self._tables, strict=True)]
         counts = [len(each) - 1 for each in self._offsets]
-        self._ends = np.cumsum(counts)
-        self._begins = self._ends - counts
+        self._places = Parts(counts)
         self._reader = TokenReader(bool(truncate))
         if not len(self):
             raise ValueError(f"{self._tables[0]}: got no document, wanted at least one")
@@ -123,11 +122,10 @@ class TokenSource(Source[Span, Tokens]):
         return np.dtype(self._tables[0].column.dtype)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._places.total
 
     def descriptor(self, index: int) -> Span:
-        part = int(np.searchsorted(self._ends, index, "right"))
-        number = index - int(self._begins[part])
+        part, number = self._places.find(index)
         begin, end = self._offsets[part][number : number + 2].tolist()
         return Span(self._tables[part], begin, end - begin)
 

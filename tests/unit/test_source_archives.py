@@ -90,7 +90,7 @@ names = st.text(st.characters(codec="utf-8", exclude_characters="\0/", exclude_c
     st.dictionaries(st.tuples(names, names), st.binary(max_size=600), min_size=1, max_size=8),
     st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]),
 )
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_every_member_is_found_where_it_lies(files: dict[tuple[str, str], bytes], kind: int) -> None:
     members = {f"{'d' * 90}/{stem}.{end}": data for (stem, end), data in files.items()}
     expected: dict[str, dict[str, bytes]] = {}

@@ -43,7 +43,7 @@ COLUMNS: list[tuple[Any, Any]] = [
 
 
 @given(st.data())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_values_of_every_type_are_what_arrow_says(data: st.DataObject) -> None:
     kind, values = data.draw(st.sampled_from(COLUMNS))
     items = data.draw(st.lists(st.none() | values, max_size=12))
