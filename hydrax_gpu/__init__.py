@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from hydrax_gpu.errors import LoaderError as LoaderError
     from hydrax_gpu.errors import NotEnoughMemory as NotEnoughMemory
     from hydrax_gpu.errors import PlacementError as PlacementError
+    from hydrax_gpu.errors import SourceChanged as SourceChanged
+    from hydrax_gpu.errors import SourceError as SourceError
     from hydrax_gpu.errors import StateMismatch as StateMismatch
     from hydrax_gpu.errors import TooManyBadItems as TooManyBadItems
     from hydrax_gpu.errors import UnsafeCache as UnsafeCache
@@ -60,6 +62,8 @@ __all__ = [
     "PadRagged",
     "PlacementError",
     "Report",
+    "SourceChanged",
+    "SourceError",
     "StateMismatch",
     "TooManyBadItems",
     "TrainingBatch",
@@ -102,6 +106,8 @@ _HOME = {
     "LoaderError": "errors",
     "PlacementError": "errors",
     "Report": "report",
+    "SourceChanged": "errors",
+    "SourceError": "errors",
     "StateMismatch": "errors",
     "TrainingBatch": "batch",
     "ValidationBatch": "batch",

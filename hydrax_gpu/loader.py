@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
@@ -52,8 +51,6 @@ if TYPE_CHECKING:
     from hydrax_gpu._engine.caches import Caches
 
 __all__ = ["Dataloader", "Delivery", "ExecutorName", "State"]
-
-_log = logging.getLogger("hydrax_gpu")
 
 D = TypeVar("D")
 

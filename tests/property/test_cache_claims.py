@@ -57,7 +57,7 @@ BATCH = st.lists(st.integers(0, 7), min_size=1, max_size=5, unique=True)
 SCRIPTS = st.lists(st.lists(BATCH, min_size=1, max_size=3), min_size=2, max_size=3)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=35, deadline=None)
 @given(
     SCRIPTS,
     st.lists(st.integers(0, 5), min_size=20, max_size=400),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    "case", [["boundaries"], ["random", "40"], ["two", "200"], ["limit"]], ids=lambda case: case[0]
+    "case", [["boundaries"], ["random", "20"], ["two", "200"], ["limit"]], ids=lambda case: case[0]
 )
 def test_processes(case: list[str]) -> None:
     done = subprocess.run(

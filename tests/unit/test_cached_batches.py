@@ -265,3 +265,47 @@ def test_a_batch_whose_items_are_being_written_is_waited_for(tmp_path: Path, mon
     contents, _, _ = run(load, group, encode, executor="thread", depth=1, end_at=("epoch", 2), delivery="copy")
     assert engine_caches.Form.WAIT in found
     assert contents[:4] == contents[4:] and load.calls == 16
+
+
+def test_a_script_for_hydrax_that_caches_runs_as_it_is(tmp_path: Path) -> None:
+    """By hydrax's names and defaults alone: encode while filling, train from the cache, train without the data."""
+    import jax
+    import jax.numpy as jnp
+
+    from hydrax_gpu import TrainingBatch, ValidationBatch
+
+    encoder = jax.jit(lambda x: (x @ jnp.ones((3, 5))).astype(jnp.bfloat16))
+
+    def arguments(name: str, loaded: bool) -> dict[str, Any]:
+        arrays = {"cache_arrays": CACHED, "cache_location": str(tmp_path / name), "cache_readonly": not loaded}
+        return arrays | ({"loader_arrays": LOADED} if loaded else {})
+
+    def script(load: Any, *, loaded: bool) -> tuple[list[float], list[float], int]:
+        training = DataGroup(4, range(16), shuffle_first=True, seed=3, **arguments("training", loaded))
+        validation = DataGroup(4, range(8), **arguments("validation", loaded))
+        losses: dict[type, list[float]] = {TrainingBatch: [], ValidationBatch: []}
+        encoded_batches = 0
+        with Dataloader(
+            load,
+            training,
+            validation=("epoch", 1, validation),
+            loader_count=2 if loaded else 0,
+            cacher_count=2,
+            end_at=("epoch", 1),
+        ) as loader:
+            for batch in loader:
+                if batch.uncached:
+                    x = batch.arrays["x"]
+                    batch.cache({"z": encoder(x), "w": x[:, 0]}, {"name": [f"{item}" for item in batch.data]})
+                    encoded_batches += 1
+                assert batch.get_additional("name") == [f"{item}" for item in batch.data]
+                losses[type(batch)].append(
+                    float(batch.arrays["z"].astype(jnp.float32).mean() + batch.arrays["w"].sum())
+                )
+                del batch
+        return losses[TrainingBatch], losses[ValidationBatch], encoded_batches
+
+    trained, validated, count = script(loaders.draw, loaded=True)
+    assert (len(trained), len(validated), count) == (4, 2, 6)
+    assert script(loaders.Forbidden(), loaded=True) == (trained, validated, 0)
+    assert script(loaders.Forbidden(), loaded=False) == (trained, validated, 0)
