@@ -20,6 +20,7 @@ PUBLIC = {
     *("BatchTimeoutError", "LoaderError", "NotEnoughMemory", "PlacementError", "StateMismatch", "TooManyBadItems"),
     *("ImageError", "SourceChanged", "SourceError"),
     *("WorkerDied", "WorkerStartError", "DecodeError"),
+    *("CacheError", "CacheMismatch", "CacheWriteError", "UnsafeCache"),
     *("Decode", "Dequantize", "Normalize", "Oklab", "PadRagged", "UnpackBits"),
 }
 
