@@ -129,8 +129,8 @@ class PackedSource(Source[PackedRow, "dict[str, npt.NDArray[Any]]"]):
         return self._places.total
 
     def descriptor(self, index: int) -> PackedRow:
-        epoch, number = self._places.find(index)
-        packing, row = self._packings[epoch], number
+        epoch, row = self._places.find(index)
+        packing = self._packings[epoch]
         begin, end = packing.rows[row : row + 2].tolist()
         pieces = zip(
             packing.document[begin:end].tolist(),
