@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 import numpy.typing as npt
 
 from hydrax_gpu import _place
-from hydrax_gpu._engine import EpollInbox, Runner
+from hydrax_gpu._engine import EpollInbox, FaultRules, Runner, Stream
 from hydrax_gpu._exec.inline import InlineExecutor
 from hydrax_gpu._exec.procs import ProcessExecutor
 from hydrax_gpu._exec.protocol import Executor, WorkSpec
@@ -18,9 +18,12 @@ from hydrax_gpu._exec.threads import ThreadExecutor
 from hydrax_gpu._kernels.choice import Choice
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._plan import Plan
+from hydrax_gpu._progress import Progress
 from hydrax_gpu._spec import Layout, LayoutTuple
 from hydrax_gpu.batch import columns
-from hydrax_gpu.group import DataGroup, layout_of, plan_of
+from hydrax_gpu.group import DataGroup, cache_of, layout_of, plan_of
+from hydrax_gpu.policy import BadItems, ErrorPolicy
+from hydrax_gpu.report import WorkerInfo
 
 if TYPE_CHECKING:
     import jax
@@ -29,8 +32,12 @@ __all__ = [
     "ExecutorName",
     "Sharding",
     "UserPlacement",
+    "check_functions",
     "decoded_by",
+    "engine_report",
+    "fault_rules",
     "log_remainders",
+    "memory_report",
     "new_executor",
     "new_placer",
     "notes_of",
@@ -60,6 +67,16 @@ UserPlacement: TypeAlias = Callable[
 Sharding: TypeAlias = "jax.sharding.Sharding"
 
 _PlacerOf: TypeAlias = "_place.Placer | _place.ShardedPlacer | None"
+
+
+def check_functions(loader_func: object, startup_func: object, placement_func: object) -> None:
+    """Raises TypeError if one of them cannot be called."""
+    functions = {"loader_func": loader_func, "startup_func": startup_func, "placement_func": placement_func}
+    for name, function in functions.items():
+        if name == "loader_func" and callable(getattr(function, "load_rows", None)):
+            continue
+        if not callable(function) and not (function is None and name != "loader_func"):
+            raise TypeError(f"{name}: got {function!r}, wanted a callable")
 
 
 def new_executor(name: ExecutorName, spec: WorkSpec, arena: Arena, inbox: EpollInbox, workers: int) -> Executor:
@@ -100,6 +117,11 @@ def shards_of(
         raise ValueError(
             "got both sharding and placement_func, which both say where the arrays are placed; wanted one of them"
         )
+    if any(cache_of(group) is not None for group in (*training, *validation)):
+        raise ValueError(
+            "got a sharding and a group with a cache: cached batches cannot be cut into the shares of several devices "
+            "yet. Wanted groups without cache_arrays"
+        )
     plans = [plan_of(group) for group in (*training, *validation)]
     shards = _place.Shards(
         sharding,
@@ -120,24 +142,61 @@ def new_placer(
     delivery: Literal["auto", "alias", "copy"],
     function: UserPlacement[D] | None,
     groups: tuple[DataGroup[D], ...],
+    cached: Sequence[int],
     shards: _place.Shards | None,
 ) -> _place.Placer | _place.ShardedPlacer:
     """What makes the arrays."""
     if shards is not None:
         return _place.ShardedPlacer(arena, shards, delivery)
-    return _place.Placer(arena, layouts, delivery, _user_placement(function, groups))
+    return _place.Placer(arena, layouts, delivery, _user_placement(function, groups, cached))
 
 
-def _user_placement(function: UserPlacement[D] | None, groups: tuple[DataGroup[D], ...]) -> _place.PlacementFunc | None:
-    """A user's `placement_func` as the placer calls it."""
+def fault_rules(
+    policy: ErrorPolicy,
+    plan: Plan,
+    groups: Sequence[DataGroup[Any]],
+    found: BadItems,
+    position: int,
+    progress: Progress,
+    *,
+    several: bool,
+) -> FaultRules:
+    """An `ErrorPolicy` as the engine needs it, for a run that begins at a position, perhaps of several processes."""
+    return FaultRules(
+        mode="replace" if several and policy.mode == "drop" else policy.mode,
+        limit=policy.limit(sum(map(len, groups))),
+        skip=policy.skipped,
+        found=found,
+        restarts=policy.restarts,
+        epoch_batches=plan.batches_per_epoch + plan.batches_per_validation,
+        delivered_before=position > progress.dropped_batches,
+        in_a_row=progress.dropped_in_a_row,
+        substitutes=plan.substitutes,
+    )
+
+
+def _user_placement(
+    function: UserPlacement[D] | None, groups: tuple[DataGroup[D], ...], cached: Sequence[int]
+) -> _place.PlacementFunc | None:
+    """A user's `placement_func` as the placer calls it.
+
+    Args:
+        function: the user's.
+        groups: the groups, whose layouts are the first.
+        cached: for each group the index of the layout of its cached batches.
+    """
     if function is None:
         return None
+    known = {index: (group, group.loader_layouts) for index, group in enumerate(groups)}
+    for group, index in zip(groups, cached, strict=True):
+        if group.cache_layouts is not None:
+            known[index] = group, group.cache_layouts
 
     def place(arrays: Mapping[str, npt.NDArray[Any]], layout: int, additional: Any) -> Mapping[str, Any]:
-        group = groups[layout]
+        group, layouts = known[layout]
         rows = len(next(iter(arrays.values())))
         extra = MappingProxyType(columns(additional, rows))
-        return function(cast("MappingProxyType[str, npt.NDArray[Any]]", arrays), group.loader_layouts, extra, group)
+        return function(cast("MappingProxyType[str, npt.NDArray[Any]]", arrays), layouts, extra, group)
 
     return place
 
@@ -150,6 +209,31 @@ def decoded_by(kernels: Choice | None, placer: _PlacerOf) -> str:
     if placer is None or not any(on_device):
         return str(kernels)
     return f"{placer.device_name}" if all(on_device) else f"{placer.device_name}, {kernels}"
+
+
+def engine_report(stream: Stream | None, runner: Runner | None) -> dict[str, Any]:
+    """What a `Report` says of the engine and its workers."""
+    workers = tuple(runner.workers.values()) if runner is not None else ()
+    return {
+        "wait_seconds": stream.wait_ns / 1e9 if stream is not None else 0.0,
+        "waits": stream.waits if stream is not None else 0,
+        "busy_seconds": runner.counters.busy_ns / 1e9 if runner is not None else 0.0,
+        "workers": tuple(WorkerInfo(w.pid, w.start_ns / 1e9, w.imported_jax) for w in workers),
+        "fallbacks": dict(runner.counters.fallbacks) if runner is not None else {},
+        "worker_deaths": tuple(runner.deaths) if runner is not None else (),
+    }
+
+
+def memory_report(arena: Arena | None, placer: _PlacerOf) -> dict[str, Any]:
+    """What a `Report` says of the slots, and of how batches get out of them."""
+    return {
+        "delivery": tuple(placer.ways) if placer is not None else (),
+        "memory_bytes": arena.mapping.size if arena is not None else 0,
+        "huge_pages": arena.mapping.huge if arena is not None else False,
+        "device": placer.device_name if placer is not None else None,
+        "device_memory_bytes": placer.device_bytes if placer is not None else 0,
+        "pinned": placer.pinned if placer is not None else None,
+    }
 
 
 def notes_of(plan: Plan, runner: Runner | None, placer: _PlacerOf, *, replaces: bool) -> tuple[str, ...]:

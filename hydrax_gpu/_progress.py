@@ -92,6 +92,21 @@ class Progress:
         bad = {"bad": self._common, OWN: {"bad": self.own.to_state()}} if several else {"bad": self.bad.to_state()}
         return {**bad, "dropped": self.dropped_batches, "dropped_in_a_row": self.dropped_in_a_row}
 
+    def to_report(self, begin_ns: int) -> dict[str, Any]:
+        """What a `Report` says of all this, for a loader that was entered then."""
+        return {
+            "training_batches": self.training_batches,
+            "validation_batches": self.validation_batches,
+            "items": self.items,
+            "padded_rows": self.padded_rows,
+            "dropped_items": self.dropped_items(),
+            "first_batch_seconds": (self.first_batch_ns - begin_ns) / 1e9 if self.first_batch_ns else None,
+            "first_wait_seconds": self.first_wait_ns / 1e9,
+            "bad": self.bad.snapshot(),
+            "dropped_batches": self.dropped_batches,
+            "replaced_items": self.replaced_items,
+        }
+
     def _say(self, bad: BadItem) -> None:
         count = len(self.bad)
         if count <= _LOGGED:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, final
 
 import numpy.typing as npt
 
@@ -16,20 +16,25 @@ from hydrax_gpu._assembly import (
     ExecutorName,
     Sharding,
     UserPlacement,
+    check_functions,
     decoded_by,
+    engine_report,
+    fault_rules,
     log_remainders,
+    memory_report,
     new_executor,
     new_placer,
     notes_of,
     shards_of,
 )
+from hydrax_gpu._cachesetup import all_layouts, cache_infos, check_workers, open_caches
 from hydrax_gpu._engine import (
     Core,
     CoreConfig,
     Dropped,
     EpollInbox,
-    FaultRules,
     InterruptGuard,
+    NoCaching,
     Runner,
     Stream,
     close_at_exit,
@@ -39,13 +44,16 @@ from hydrax_gpu._exec.protocol import RowsLoader, WorkSpec
 from hydrax_gpu._exec.role import is_worker
 from hydrax_gpu._kernels.choice import Choice, choose
 from hydrax_gpu._mem.arena import Arena
-from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, validation_of
+from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, first_validation, validation_of
 from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, to_state
 from hydrax_gpu._progress import Progress
-from hydrax_gpu.batch import Batch, make_batch, plan_of_batch
-from hydrax_gpu.group import DataGroup, data_of, groups_of, layout_of, plan_of
+from hydrax_gpu.batch import Batch, CacheSink, make_batch, plan_of_batch
+from hydrax_gpu.group import DataGroup, cache_of, data_of, groups_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
-from hydrax_gpu.report import Report, WorkerInfo
+from hydrax_gpu.report import Report
+
+if TYPE_CHECKING:
+    from hydrax_gpu._engine.caches import Caches
 
 __all__ = ["Dataloader", "Delivery", "ExecutorName", "State"]
 
@@ -89,9 +97,11 @@ class Dataloader(Generic[D]):
             these groups follows, without shuffling or seeds.
         depth: how many batches can exist at a time: being filled, waiting, or held by the consumer. With
             `delivery="alias"` a batch counts until nothing refers to its arrays any more.
-        loader_count: number of workers.
+        loader_count: number of workers. 0 when no group has `loader_arrays`: then one thread reads the caches.
         loader_nice: increment of the worker processes' niceness.
-        cacher_count: for compatibility; there is no cache that it could apply to.
+        cacher_count: number of threads that write what `Batch.cache` is given; with 0 it is written in that call. They
+            are waited for when the `with` block is left, however it is, and at the interpreter's end. (What the loader
+            function fills is written by the workers.)
         start_at: `(epoch, batch)` to begin at, where the batches may be more than an epoch has; or what `state()`
             returned, to go on exactly there.
         end_at: `("batch" | "epoch", n)`: stop before training batch or epoch `n`, counted from the very beginning.
@@ -160,21 +170,16 @@ class Dataloader(Generic[D]):
             )
         choice("executor", executor, _EXECUTORS)
         choice("delivery", delivery, _DELIVERIES)
-        functions = {"loader_func": loader_func, "startup_func": startup_func, "placement_func": placement_func}
-        for name, function in functions.items():
-            if name == "loader_func" and callable(getattr(function, "load_rows", None)):
-                continue
-            if not callable(function) and not (function is None and name != "loader_func"):
-                raise TypeError(f"{name}: got {function!r}, wanted a callable")
+        check_functions(loader_func, startup_func, placement_func)
         self._loader_func = loader_func
         self._startup_func = startup_func
         self._placement_func = placement_func
         self._executor_name: ExecutorName = executor
         self._delivery: Delivery = delivery
         self._depth = at_least("depth", depth, 1)
-        self._count = at_least("loader_count", loader_count, 1)
+        self._count = at_least("loader_count", loader_count, 0)
         self._nice = at_least("loader_nice", loader_nice, 0)
-        at_least("cacher_count", cacher_count, 0)
+        self._cachers = at_least("cacher_count", cacher_count, 0)
         self._timeout = float(timeout_sec) if timeout_sec > 0 else None
         self._deterministic = bool(deterministic)
         self._policy = ErrorPolicy.of(on_error)
@@ -189,6 +194,10 @@ class Dataloader(Generic[D]):
             mode, interval, groups = validation_of(validation)
             self._validation = groups_of("validation", groups)
             plan_validation = ValidationPlan(mode, interval, tuple(plan_of(g) for g in self._validation))
+        check_workers(self._count, (*self._training, *self._validation))
+        if self._count == 0:
+            self._count = 1
+            self._executor_name = "thread" if executor == "process" else executor
         self._plan = Plan(
             [plan_of(group) for group in self._training],
             validation=plan_validation,
@@ -197,6 +206,20 @@ class Dataloader(Generic[D]):
         )
         self._shards = shards_of(sharding, self._training, self._validation, placement_func, self._deterministic)
         self._several = self._shards is not None and self._shards.several
+        self._begin(start_at)
+        self._saved = False
+        self._stream: Stream | None = None
+        self._runner: Runner | None = None
+        self._guard: InterruptGuard | None = None
+        self._arena: Arena | None = None
+        self._placer: _place.Placer | _place.ShardedPlacer | None = None
+        self._kernels: Choice | None = None
+        self._caches: Caches | None = None
+        self._entered_ns = 0
+        self._left_ns = 0
+        self._idle_seen_ns = 0
+
+    def _begin(self, start_at: tuple[int, int] | Mapping[str, Any]) -> None:
         self._position, ahead = begin_of(self._plan, start_at)
         self._ahead = set(ahead)
         self._first_step = self._plan.step_of_position(self._position)[0]
@@ -212,16 +235,6 @@ class Dataloader(Generic[D]):
             known.dropped,
             known.own,
         )
-        self._saved = False
-        self._stream: Stream | None = None
-        self._runner: Runner | None = None
-        self._guard: InterruptGuard | None = None
-        self._arena: Arena | None = None
-        self._placer: _place.Placer | _place.ShardedPlacer | None = None
-        self._kernels: Choice | None = None
-        self._entered_ns = 0
-        self._left_ns = 0
-        self._idle_seen_ns = 0
 
     # Running.
 
@@ -232,6 +245,8 @@ class Dataloader(Generic[D]):
             RuntimeError: it was entered before.
             TypeError: the loader function cannot be sent to worker processes.
             NotEnoughMemory: `depth` batches need more memory than there is, on the host or on the device.
+            CacheMismatch: a group's cache is of something else: other data, arrays, seeds or `cache_version`.
+            CacheError: a group's cache cannot be opened.
         """
         if self._entered_ns:
             raise RuntimeError(
@@ -311,8 +326,18 @@ class Dataloader(Generic[D]):
 
     def _build(self) -> Stream:
         groups = (*self._training, *self._validation)
+        layouts, cached = all_layouts(groups)
         shards = self._shards
-        layouts = [layout_of(group) for group in groups] if shards is None else shards.layouts
+        if shards is not None:
+            layouts = shards.layouts
+        inbox = EpollInbox()
+        try:
+            caches = self._caches = open_caches(
+                self._training, self._validation, cached, writers=self._cachers, settled=inbox.post
+            )
+        except BaseException:
+            inbox.close()
+            raise
         policy = self._policy
         if any(layout.decodes for layout in layouts):
             self._kernels = choose()
@@ -325,6 +350,7 @@ class Dataloader(Generic[D]):
             backoff=policy.backoff,
             keep_exceptions=policy.mode == "raise",
             kernels=self._kernels.path if self._kernels is not None else None,
+            caches={} if caches is None else caches.worker_specs(),
         )
         workers = 1 if self._executor_name == "inline" else self._count
         arena = self._arena = Arena.create(
@@ -333,7 +359,6 @@ class Dataloader(Generic[D]):
             workers=workers,
             shared=self._executor_name == "process",
         )
-        inbox = EpollInbox()
         executor = new_executor(self._executor_name, spec, arena, inbox, workers)
         core = Core(
             CoreConfig(
@@ -346,25 +371,27 @@ class Dataloader(Generic[D]):
                 ordered=self._deterministic,
                 whole_batches=self._executor_name == "inline",
                 together=hasattr(self._loader_func, "load_rows"),
-                faults=FaultRules(
-                    mode="replace" if self._several and policy.mode == "drop" else policy.mode,
-                    limit=policy.limit(sum(map(len, groups))),
-                    skip=policy.skipped,
-                    found=self._found,
-                    restarts=policy.restarts,
-                    epoch_batches=self._plan.batches_per_epoch + self._plan.batches_per_validation,
-                    delivered_before=self._position > self._progress.dropped_batches,
-                    in_a_row=self._progress.dropped_in_a_row,
-                    substitutes=self._plan.substitutes,
+                faults=fault_rules(
+                    policy,
+                    self._plan,
+                    groups,
+                    self._found,
+                    self._position,
+                    self._progress,
+                    several=self._several,
                 ),
+                caching=NoCaching() if caches is None else caches,
             )
         )
-        self._placer = new_placer(arena, layouts, self._delivery, self._placement_func, groups, shards)
-        first = self._first_validation()
+        self._placer = new_placer(arena, layouts, self._delivery, self._placement_func, groups, cached, shards)
+        first = first_validation(self._plan, self._position, self._first_step)
 
-        def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any) -> Batch[D]:
+        def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any, read: bool) -> Batch[D]:
             group = (self_validation if plan.validation else self_training)[plan.group]
-            return make_batch(group, plan, arrays, additional, first)
+            cache = cache_of(group)
+            cached = read or (cache is not None and cache.kind == "direct")
+            sink: CacheSink | None = None if cached else caches
+            return make_batch(group, plan, arrays, additional, first, cached=cached, sink=sink)
 
         # Not `self`: the engine must not keep the loader alive.
         self_training, self_validation = self._training, self._validation
@@ -376,17 +403,9 @@ class Dataloader(Generic[D]):
             data=[data_of(group) for group in groups],
             training_groups=len(self._training),
             make_batch=build_batch,
+            caches=caches,
         )
         return Stream(self._runner, threaded=self._executor_name != "inline", timeout=self._timeout, depth=self._depth)
-
-    def _first_validation(self) -> tuple[int, int]:
-        """Validation passes and batches before the start; a pass that is resumed in its middle counts as the first."""
-        _, done = self._plan.step_of_position(self._position)
-        per_pass = self._plan.batches_per_validation
-        if not per_pass:
-            return 0, 0
-        passes = (self._position - self._first_step - (done or 0)) // per_pass
-        return passes, passes * per_pass
 
     def _close(self) -> None:
         if self._left_ns or not self._entered_ns:
@@ -454,37 +473,29 @@ class Dataloader(Generic[D]):
 
     def report(self) -> Report:
         """What the loader has done so far; also after its `with` block."""
-        stream, runner, arena, progress = self._stream, self._runner, self._arena, self._progress
         end = self._left_ns or time.perf_counter_ns()
-        workers = tuple(runner.workers.values()) if runner is not None else ()
         return Report(
-            training_batches=progress.training_batches,
-            validation_batches=progress.validation_batches,
-            items=progress.items,
-            padded_rows=progress.padded_rows,
-            dropped_items=progress.dropped_items(),
             seconds=(end - self._entered_ns) / 1e9 if self._entered_ns else 0.0,
-            first_batch_seconds=(
-                (progress.first_batch_ns - self._entered_ns) / 1e9 if progress.first_batch_ns else None
-            ),
-            first_wait_seconds=progress.first_wait_ns / 1e9,
-            wait_seconds=stream.wait_ns / 1e9 if stream is not None else 0.0,
-            waits=stream.waits if stream is not None else 0,
-            busy_seconds=runner.counters.busy_ns / 1e9 if runner is not None else 0.0,
             executor=self._executor_name,
-            workers=tuple(WorkerInfo(w.pid, w.start_ns / 1e9, w.imported_jax) for w in workers),
             depth=self._depth,
-            delivery=tuple(self._placer.ways) if self._placer is not None else (),
-            memory_bytes=arena.mapping.size if arena is not None else 0,
-            huge_pages=arena.mapping.huge if arena is not None else False,
-            device=self._placer.device_name if self._placer is not None else None,
-            device_memory_bytes=self._placer.device_bytes if self._placer is not None else 0,
-            pinned=self._placer.pinned if self._placer is not None else None,
-            notes=notes_of(self._plan, runner, self._placer, replaces=self._several and self._policy.mode == "drop"),
-            bad=progress.bad.snapshot(),
-            dropped_batches=progress.dropped_batches,
-            replaced_items=progress.replaced_items,
-            fallbacks=dict(runner.counters.fallbacks) if runner is not None else {},
-            worker_deaths=tuple(runner.deaths) if runner is not None else (),
+            notes=notes_of(
+                self._plan, self._runner, self._placer, replaces=self._several and self._policy.mode == "drop"
+            ),
             kernels=decoded_by(self._kernels, self._placer),
+            caches=cache_infos(self._caches),
+            **self._progress.to_report(self._entered_ns),
+            **engine_report(self._stream, self._runner),
+            **memory_report(self._arena, self._placer),
         )
+
+
+def begin_at(loader: Dataloader[Any], start_at: tuple[int, int] | Mapping[str, Any]) -> None:
+    """Has a loader begin elsewhere than it was constructed to.
+
+    Raises:
+        TypeError, ValueError, StateMismatch: as by the constructor.
+        RuntimeError: the loader has begun.
+    """
+    if loader._entered_ns:  # pyright: ignore[reportPrivateUsage]
+        raise RuntimeError("the loader was entered before: it has begun")
+    loader._begin(start_at)  # pyright: ignore[reportPrivateUsage]
