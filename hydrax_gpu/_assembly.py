@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 import numpy.typing as npt
 
 from hydrax_gpu import _place
-from hydrax_gpu._engine import EpollInbox, FaultRules, Runner
+from hydrax_gpu._engine import EpollInbox, FaultRules, Runner, Stream
 from hydrax_gpu._exec.inline import InlineExecutor
 from hydrax_gpu._exec.procs import ProcessExecutor
 from hydrax_gpu._exec.protocol import Executor, WorkSpec
@@ -19,25 +19,33 @@ from hydrax_gpu._kernels.choice import Choice
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._plan import Plan
 from hydrax_gpu._progress import Progress
-from hydrax_gpu._spec import LayoutTuple
+from hydrax_gpu._spec import Layout, LayoutTuple
 from hydrax_gpu.batch import columns
-from hydrax_gpu.group import DataGroup, plan_of
+from hydrax_gpu.group import DataGroup, cache_of, layout_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy
+from hydrax_gpu.report import WorkerInfo
 
 if TYPE_CHECKING:
     import jax
 
 __all__ = [
     "ExecutorName",
+    "Sharding",
     "UserPlacement",
     "check_functions",
     "decoded_by",
+    "engine_report",
     "fault_rules",
     "log_remainders",
+    "memory_report",
     "new_executor",
+    "new_placer",
     "notes_of",
-    "user_placement",
+    "shards_of",
 ]
+
+REPLACES = "bad items are replaced, and no batch is dropped, since that would have to be known to all processes"
+"""What a loader for one of several processes says of `on_error="drop"`."""
 
 _log = logging.getLogger("hydrax_gpu")
 
@@ -55,6 +63,10 @@ UserPlacement: TypeAlias = Callable[
     "Mapping[str, jax.Array]",
 ]
 """`placement_func`, see `Dataloader`: arrays, layouts, additional data and group → `jax.Array`s."""
+
+Sharding: TypeAlias = "jax.sharding.Sharding"
+
+_PlacerOf: TypeAlias = "_place.Placer | _place.ShardedPlacer | None"
 
 
 def check_functions(loader_func: object, startup_func: object, placement_func: object) -> None:
@@ -87,6 +99,58 @@ def new_executor(name: ExecutorName, spec: WorkSpec, arena: Arena, inbox: EpollI
             return InlineExecutor(spec, arena, inbox)
 
 
+def shards_of(
+    sharding: Sharding | Mapping[str, Sharding] | None,
+    training: Sequence[DataGroup[Any]],
+    validation: Sequence[DataGroup[Any]],
+    placement_func: object,
+    deterministic: bool,
+) -> _place.Shards | None:
+    """What `sharding` makes of the groups' batches, None without one.
+
+    Raises:
+        TypeError, ValueError: it does not fit the groups, or the other arguments.
+    """
+    if sharding is None:
+        return None
+    if placement_func is not None:
+        raise ValueError(
+            "got both sharding and placement_func, which both say where the arrays are placed; wanted one of them"
+        )
+    if any(cache_of(group) is not None for group in (*training, *validation)):
+        raise ValueError(
+            "got a sharding and a group with a cache: cached batches cannot be cut into the shares of several devices "
+            "yet. Wanted groups without cache_arrays"
+        )
+    plans = [plan_of(group) for group in (*training, *validation)]
+    shards = _place.Shards(
+        sharding,
+        [layout_of(group) for group in (*training, *validation)],
+        [plan.length % plan.batch_size if plan.remainder == "short" else 0 for plan in plans],
+    )
+    if shards.several and not deterministic:
+        raise ValueError(
+            "got deterministic=False with a sharding over devices of several processes: each would have its batches "
+            "in an order of its own, and global arrays of rows of different batches. Wanted deterministic=True"
+        )
+    return shards
+
+
+def new_placer(
+    arena: Arena,
+    layouts: Sequence[Layout],
+    delivery: Literal["auto", "alias", "copy"],
+    function: UserPlacement[D] | None,
+    groups: tuple[DataGroup[D], ...],
+    cached: Sequence[int],
+    shards: _place.Shards | None,
+) -> _place.Placer | _place.ShardedPlacer:
+    """What makes the arrays."""
+    if shards is not None:
+        return _place.ShardedPlacer(arena, shards, delivery)
+    return _place.Placer(arena, layouts, delivery, _user_placement(function, groups, cached))
+
+
 def fault_rules(
     policy: ErrorPolicy,
     plan: Plan,
@@ -94,10 +158,12 @@ def fault_rules(
     found: BadItems,
     position: int,
     progress: Progress,
+    *,
+    several: bool,
 ) -> FaultRules:
-    """An `ErrorPolicy` as the engine needs it, for a run that begins at a position."""
+    """An `ErrorPolicy` as the engine needs it, for a run that begins at a position, perhaps of several processes."""
     return FaultRules(
-        mode=policy.mode,
+        mode="replace" if several and policy.mode == "drop" else policy.mode,
         limit=policy.limit(sum(map(len, groups))),
         skip=policy.skipped,
         found=found,
@@ -109,7 +175,7 @@ def fault_rules(
     )
 
 
-def user_placement(
+def _user_placement(
     function: UserPlacement[D] | None, groups: tuple[DataGroup[D], ...], cached: Sequence[int]
 ) -> _place.PlacementFunc | None:
     """A user's `placement_func` as the placer calls it.
@@ -135,7 +201,7 @@ def user_placement(
     return place
 
 
-def decoded_by(kernels: Choice | None, placer: _place.Placer | None) -> str:
+def decoded_by(kernels: Choice | None, placer: _PlacerOf) -> str:
     """Who decodes what declared arrays hold; "" when there is nothing to decode."""
     if kernels is None:
         return ""
@@ -145,9 +211,41 @@ def decoded_by(kernels: Choice | None, placer: _place.Placer | None) -> str:
     return f"{placer.device_name}" if all(on_device) else f"{placer.device_name}, {kernels}"
 
 
-def notes_of(plan: Plan, runner: Runner | None, placer: _place.Placer | None) -> tuple[str, ...]:
-    """Whatever is not as was asked for, or costs more than it need."""
-    notes: list[str] = []
+def engine_report(stream: Stream | None, runner: Runner | None) -> dict[str, Any]:
+    """What a `Report` says of the engine and its workers."""
+    workers = tuple(runner.workers.values()) if runner is not None else ()
+    return {
+        "wait_seconds": stream.wait_ns / 1e9 if stream is not None else 0.0,
+        "waits": stream.waits if stream is not None else 0,
+        "busy_seconds": runner.counters.busy_ns / 1e9 if runner is not None else 0.0,
+        "workers": tuple(WorkerInfo(w.pid, w.start_ns / 1e9, w.imported_jax) for w in workers),
+        "fallbacks": dict(runner.counters.fallbacks) if runner is not None else {},
+        "worker_deaths": tuple(runner.deaths) if runner is not None else (),
+    }
+
+
+def memory_report(arena: Arena | None, placer: _PlacerOf) -> dict[str, Any]:
+    """What a `Report` says of the slots, and of how batches get out of them."""
+    return {
+        "delivery": tuple(placer.ways) if placer is not None else (),
+        "memory_bytes": arena.mapping.size if arena is not None else 0,
+        "huge_pages": arena.mapping.huge if arena is not None else False,
+        "device": placer.device_name if placer is not None else None,
+        "device_memory_bytes": placer.device_bytes if placer is not None else 0,
+        "pinned": placer.pinned if placer is not None else None,
+    }
+
+
+def notes_of(plan: Plan, runner: Runner | None, placer: _PlacerOf, *, replaces: bool) -> tuple[str, ...]:
+    """Whatever is not as was asked for, or costs more than it need.
+
+    Args:
+        plan: of the run.
+        runner: None before the loader was entered.
+        placer: as `runner`.
+        replaces: whether bad items are replaced although they were to drop their batches.
+    """
+    notes = [REPLACES] if replaces else []
     if runner is not None and any(worker.imported_jax for worker in runner.workers.values()):
         notes.append(
             "the workers import jax, because the module of the loader function does: in a module without it they "

@@ -13,14 +13,18 @@ from hydrax_gpu import _place
 from hydrax_gpu._arguments import at_least, choice
 from hydrax_gpu._assembly import (
     ExecutorName,
+    Sharding,
     UserPlacement,
     check_functions,
     decoded_by,
+    engine_report,
     fault_rules,
     log_remainders,
+    memory_report,
     new_executor,
+    new_placer,
     notes_of,
-    user_placement,
+    shards_of,
 )
 from hydrax_gpu._cachesetup import all_layouts, cache_infos, check_workers, open_caches
 from hydrax_gpu._engine import (
@@ -45,7 +49,7 @@ from hydrax_gpu._progress import Progress
 from hydrax_gpu.batch import Batch, CacheSink, make_batch, plan_of_batch
 from hydrax_gpu.group import DataGroup, cache_of, data_of, groups_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
-from hydrax_gpu.report import Report, WorkerInfo
+from hydrax_gpu.report import Report
 
 if TYPE_CHECKING:
     from hydrax_gpu._engine.caches import Caches
@@ -120,6 +124,11 @@ class Dataloader(Generic[D]):
             of time. `"copy"` gives arrays that may be kept for ever. `"auto"` copies batches of up to 512 KiB, which is
             cheaper there, and shares larger ones; on a GPU it copies. Treat its batches as shared. The GPU is the one
             that `jax.default_device` names where the loader is entered: one loader each for several.
+        sharding: a `jax.sharding.Sharding` for all arrays, or a dict with one for each name of an array in any of the
+            groups: the batch's arrays are global ones over these devices, and `batch_size` is that of the global
+            batch. Each process loads the rows that its devices need. With several processes give all of them the same
+            arguments; batches come in order then, and a bad item is replaced where it would drop a batch, so that
+            every process has as many. See docs/sharding.md.
 
     Raises:
         ValueError, TypeError: an argument is not valid; the message says what was wanted.
@@ -148,6 +157,7 @@ class Dataloader(Generic[D]):
         delivery: Delivery = "auto",
         on_error: ErrorPolicy | Mode = "drop",
         sigterm: bool | Callable[[State], object] = False,
+        sharding: Sharding | Mapping[str, Sharding] | None = None,
     ) -> None:
         if is_worker():
             raise RuntimeError(
@@ -191,13 +201,15 @@ class Dataloader(Generic[D]):
             interleave=bool(interleave_groups),
             end=end_of(end_at),
         )
+        self._shards = shards_of(sharding, self._training, self._validation, placement_func, self._deterministic)
+        self._several = self._shards is not None and self._shards.several
         self._begin(start_at)
         self._saved = False
         self._stream: Stream | None = None
         self._runner: Runner | None = None
         self._guard: InterruptGuard | None = None
         self._arena: Arena | None = None
-        self._placer: _place.Placer | None = None
+        self._placer: _place.Placer | _place.ShardedPlacer | None = None
         self._kernels: Choice | None = None
         self._caches: Caches | None = None
         self._entered_ns = 0
@@ -208,15 +220,17 @@ class Dataloader(Generic[D]):
         self._position, ahead = begin_of(self._plan, start_at)
         self._ahead = set(ahead)
         self._first_step = self._plan.step_of_position(self._position)[0]
-        self._found, dropped = faults_of(start_at)
+        known = faults_of(start_at)
+        self._found = known.all
         lengths = [len(group) for group in self._training], [len(group) for group in self._validation]
         check_bad_items("the state", self._found, *lengths)
         check_bad_items("the skip list", self._policy.skipped, *lengths)
         self._progress = Progress(
             [plan_of(g) for g in self._training],
             [plan_of(g) for g in self._validation],
-            BadItems([*self._found, *self._policy.skipped]),
-            dropped,
+            BadItems([*known.bad, *self._policy.skipped]),
+            known.dropped,
+            known.own,
         )
 
     # Running.
@@ -310,6 +324,9 @@ class Dataloader(Generic[D]):
     def _build(self) -> Stream:
         groups = (*self._training, *self._validation)
         layouts, cached = all_layouts(groups)
+        shards = self._shards
+        if shards is not None:
+            layouts = shards.layouts
         inbox = EpollInbox()
         try:
             caches = self._caches = open_caches(
@@ -342,7 +359,7 @@ class Dataloader(Generic[D]):
         executor = new_executor(self._executor_name, spec, arena, inbox, workers)
         core = Core(
             CoreConfig(
-                plan=self._plan.at,
+                plan=self._plan.at if shards is None else shards.plan(self._plan.at, len(self._training)),
                 begin=self._position,
                 end=self._plan.end_position,
                 skip=frozenset(self._ahead),
@@ -351,13 +368,19 @@ class Dataloader(Generic[D]):
                 ordered=self._deterministic,
                 whole_batches=self._executor_name == "inline",
                 together=hasattr(self._loader_func, "load_rows"),
-                faults=fault_rules(policy, self._plan, groups, self._found, self._position, self._progress),
+                faults=fault_rules(
+                    policy,
+                    self._plan,
+                    groups,
+                    self._found,
+                    self._position,
+                    self._progress,
+                    several=self._several,
+                ),
                 caching=NoCaching() if caches is None else caches,
             )
         )
-        self._placer = _place.Placer(
-            arena, layouts, self._delivery, user_placement(self._placement_func, groups, cached)
-        )
+        self._placer = new_placer(arena, layouts, self._delivery, self._placement_func, groups, cached, shards)
         first = first_validation(self._plan, self._position, self._first_step)
 
         def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any, read: bool) -> Batch[D]:
@@ -399,14 +422,12 @@ class Dataloader(Generic[D]):
 
         Give it as `start_at` to another loader over the same data. It names what determines the order, and resuming
         with something else raises `StateMismatch`. Batches that were loaded ahead and not handed out do not count. It
-        also has the bad items so far.
+        also has the bad items so far. With a `sharding` over several processes it is the same on all of them but for
+        the bad items that each has found itself, under "process".
         """
-        progress = self._progress
         return {
             **to_state(self._plan, self._position, frozenset(self._ahead)),
-            "bad": progress.bad.to_state(),
-            "dropped": progress.dropped_batches,
-            "dropped_in_a_row": progress.dropped_in_a_row,
+            **self._progress.to_state(several=self._several),
         }
 
     @property
@@ -449,40 +470,19 @@ class Dataloader(Generic[D]):
 
     def report(self) -> Report:
         """What the loader has done so far; also after its `with` block."""
-        stream, runner, arena, progress = self._stream, self._runner, self._arena, self._progress
         end = self._left_ns or time.perf_counter_ns()
-        workers = tuple(runner.workers.values()) if runner is not None else ()
         return Report(
-            training_batches=progress.training_batches,
-            validation_batches=progress.validation_batches,
-            items=progress.items,
-            padded_rows=progress.padded_rows,
-            dropped_items=progress.dropped_items(),
             seconds=(end - self._entered_ns) / 1e9 if self._entered_ns else 0.0,
-            first_batch_seconds=(
-                (progress.first_batch_ns - self._entered_ns) / 1e9 if progress.first_batch_ns else None
-            ),
-            first_wait_seconds=progress.first_wait_ns / 1e9,
-            wait_seconds=stream.wait_ns / 1e9 if stream is not None else 0.0,
-            waits=stream.waits if stream is not None else 0,
-            busy_seconds=runner.counters.busy_ns / 1e9 if runner is not None else 0.0,
             executor=self._executor_name,
-            workers=tuple(WorkerInfo(w.pid, w.start_ns / 1e9, w.imported_jax) for w in workers),
             depth=self._depth,
-            delivery=tuple(self._placer.ways) if self._placer is not None else (),
-            memory_bytes=arena.mapping.size if arena is not None else 0,
-            huge_pages=arena.mapping.huge if arena is not None else False,
-            device=self._placer.device_name if self._placer is not None else None,
-            device_memory_bytes=self._placer.device_bytes if self._placer is not None else 0,
-            pinned=self._placer.pinned if self._placer is not None else None,
-            notes=notes_of(self._plan, runner, self._placer),
-            bad=progress.bad.snapshot(),
-            dropped_batches=progress.dropped_batches,
-            replaced_items=progress.replaced_items,
-            fallbacks=dict(runner.counters.fallbacks) if runner is not None else {},
-            worker_deaths=tuple(runner.deaths) if runner is not None else (),
+            notes=notes_of(
+                self._plan, self._runner, self._placer, replaces=self._several and self._policy.mode == "drop"
+            ),
             kernels=decoded_by(self._kernels, self._placer),
             caches=cache_infos(self._caches),
+            **self._progress.to_report(self._entered_ns),
+            **engine_report(self._stream, self._runner),
+            **memory_report(self._arena, self._placer),
         )
 
 
