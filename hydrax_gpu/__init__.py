@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hydrax_gpu.errors import NotEnoughMemory as NotEnoughMemory
     from hydrax_gpu.errors import PlacementError as PlacementError
     from hydrax_gpu.errors import StateMismatch as StateMismatch
+    from hydrax_gpu.errors import StatesDiffer as StatesDiffer
     from hydrax_gpu.errors import TooManyBadItems as TooManyBadItems
     from hydrax_gpu.errors import WorkerDied as WorkerDied
     from hydrax_gpu.errors import WorkerStartError as WorkerStartError
@@ -91,6 +92,7 @@ _HOME = {
     "PlacementError": "errors",
     "Report": "report",
     "StateMismatch": "errors",
+    "StatesDiffer": "errors",
     "TrainingBatch": "batch",
     "ValidationBatch": "batch",
     "WorkerDied": "errors",

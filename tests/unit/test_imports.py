@@ -19,7 +19,7 @@ PUBLIC = {
     *("BadItem", "BadItems", "ErrorPolicy", "debug_batch_references", "is_worker"),
     *("BatchTimeoutError", "LoaderError", "NotEnoughMemory", "PlacementError", "StateMismatch", "TooManyBadItems"),
     "ImageError",
-    *("WorkerDied", "WorkerStartError", "DecodeError"),
+    *("WorkerDied", "WorkerStartError", "DecodeError", "StatesDiffer"),
     *("Decode", "Dequantize", "Normalize", "Oklab", "PadRagged", "UnpackBits"),
 }
 
