@@ -9,12 +9,14 @@ validation passes of V batches, the stream is I training batches, V validation b
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Literal, NamedTuple, TypeAlias, final
 
 from hydrax_gpu._plan.blocks import GroupBatches
 from hydrax_gpu._plan.groups import GroupPlan, ValidationPlan
+from hydrax_gpu._plan.rows import Share, loaded_rows
 from hydrax_gpu._plan.schedule import InterleavedSchedule, Schedule, SequentialSchedule, WeightedSchedule
 from hydrax_gpu._plan.substitutes import substitutes
 
@@ -38,14 +40,15 @@ class BatchPlan(NamedTuple):
         epoch: of the training; for validation, the number of the validation pass.
         epoch_batch: place in that epoch or validation pass.
         number: training step, or the number of the validation batch, from the beginning of the run.
-        rows: leading dimension of the arrays.
-        valid: rows that are not padding.
+        rows: leading dimension of the arrays; in a process's share of a batch, that of what the process has of them.
+        valid: rows that are not padding. In a process's share: rows that it loads, the others repeating them in turn.
         indices: of the items in the group, one a row; padding repeats the valid ones in turn.
         seeds: one a row; `None` for validation.
         seed: of the batch as a whole; 0 for validation.
         group_pass: how often the group was gone through before; for training the epoch that keys its order and seeds.
             Other than `epoch` only where groups have weights.
         replaced: the rows below `valid` whose items are substitutes for ones that could not be loaded, ascending.
+        share: which part of a global batch this is; None for all of it.
     """
 
     position: int
@@ -62,6 +65,47 @@ class BatchPlan(NamedTuple):
     seed: int
     group_pass: int = 0
     replaced: tuple[int, ...] = ()
+    share: Share | None = None
+
+    @property
+    def global_indices(self) -> list[int]:
+        """Of the items of all rows of the global batch. Of a share they are as planned, on every process the same."""
+        return self.indices if self.share is None else self.share.indices
+
+    @property
+    def real_rows(self) -> int:
+        """How many rows are not padding; they are the first."""
+        if self.share is None:
+            return self.valid
+        return bisect_left(self.share.rows, self.share.batch_valid)
+
+    def of_rows(self, rows: Sequence[int]) -> BatchPlan:
+        """What a process has of this batch that loads these of its rows.
+
+        Whatever there is one of each row is cut down to these rows, with `share` to tell which they are; all else is as
+        before, so that it is the same on every process.
+
+        Args:
+            rows: ascending.
+
+        Raises:
+            ValueError: these are not rows of the batch, or this is a share already.
+        """
+        if self.share is not None:
+            raise ValueError("this is a process's share of a batch already; take rows of the whole batch.")
+        loaded = loaded_rows(rows, self.rows, self.valid)
+        indices, seeds = [self.indices[row] for row in rows], None
+        if self.seeds is not None:
+            seeds = [self.seeds[row] for row in rows]
+        replaced = tuple(at for at in range(loaded) if rows[at] % self.valid in self.replaced)
+        return self._replace(
+            rows=len(rows),
+            valid=loaded,
+            indices=indices,
+            seeds=seeds,
+            replaced=replaced,
+            share=Share(rows, self.rows, self.valid, self.indices),
+        )
 
     def with_substitute(self, row: int, item: int, seed: int | None) -> BatchPlan:
         """The same batch with another item in row `row < valid`, and in the padding that repeats that row."""

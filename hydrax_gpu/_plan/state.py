@@ -8,19 +8,27 @@ says the same whatever the validation interval makes of positions:
 `epoch` and `batch` are the training steps done, `validation` the batches done of the validation pass that comes next or
 is in progress (null where a training step comes next), `ahead` the offsets of batches that were handed out before their
 turn. Other keys are left to others (the loader keeps `bad` and `dropped` there: bad items, batches left out).
+
+Where several processes have a share of each batch, their states at the same step are equal but for one key: `process`,
+under which each has what it alone knows, the bad items that it has found itself. `merge_states` makes one state of
+theirs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
 
 from hydrax_gpu._plan.plan import JSON, Plan
 from hydrax_gpu.errors import StateMismatch
+from hydrax_gpu.policy import BadLedger, bad_from_state
 
-__all__ = ["STATE_VERSION", "from_state", "to_state"]
+__all__ = ["OWN", "STATE_VERSION", "common_part", "from_state", "merge_states", "to_state"]
 
 STATE_VERSION = 1
+
+OWN = "process"
+"""The key of what a process alone knows."""
 
 
 def to_state(plan: Plan, position: int, ahead: Collection[int] = ()) -> dict[str, JSON]:
@@ -83,6 +91,43 @@ def from_state(plan: Plan, state: Mapping[str, object]) -> tuple[int, frozenset[
         except ValueError as error:
             raise ValueError(f"the state's 'validation' is {done}, but {error} {_ADVICE}") from error
     return position, frozenset(position + offset for offset in ahead)
+
+
+def common_part(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a state is the same on all processes at the same step: all but what one of them alone knows."""
+    return {key: value for key, value in state.items() if key != OWN}
+
+
+def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One state of those that the processes of a run have at the same step, in the order of the processes.
+
+    It has the bad items of all of them. A run of any number of processes, one included, can go on with it, if all of
+    its processes are given it.
+
+    Raises:
+        ValueError: there is none, or they are not of the same step of the same run; the message names what differs.
+    """
+    if not states:
+        raise ValueError("wanted the states of all processes, got none.")
+    merged = common_part(states[0])
+    for number, state in enumerate(states):
+        other = common_part(state)
+        for key in sorted(merged.keys() | other.keys()):
+            if key not in merged or key not in other or other[key] != merged[key]:
+                raise ValueError(
+                    f"the states of process 0 and process {number} differ in {key!r}: {merged.get(key)!r} and "
+                    f"{other.get(key)!r}. Wanted those of the same run after the same batch."
+                )
+    if not any(OWN in state for state in states):
+        return merged
+    ledger = BadLedger(bad_from_state(merged.get("bad", [])))
+    for state in states:
+        own = state.get(OWN, {})
+        if not isinstance(own, Mapping):
+            raise ValueError(f"the state's {OWN!r} must be a dict, got {own!r}. {_ADVICE}")
+        for bad in bad_from_state(cast("Mapping[str, object]", own).get("bad", [])):
+            ledger.add(bad)
+    return {**merged, "bad": ledger.to_state()}
 
 
 _ADVICE = "The state is damaged, or not one of this loader: pass on unchanged what was saved."
