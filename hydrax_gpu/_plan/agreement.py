@@ -32,5 +32,5 @@ def require_equal(first: object, other: object, process: int, path: str = "") ->
         for index, (mine, theirs) in enumerate(zip(ours, others, strict=True)):
             require_equal(mine, theirs, process, f"{path}[{index}]")
     # 1 == True == 1.0 in Python, and none of them stands for another in a state
-    elif type(first) is not type(other) or first != other:
-        raise StatesDiffer(path, first, other, process)
+    elif type(cast("object", first)) is not type(other) or first != other:
+        raise StatesDiffer(path, cast("object", first), other, process)
