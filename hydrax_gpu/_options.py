@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 from hydrax_gpu._arguments import at_least, choice
-from hydrax_gpu._plan import Plan, from_state
-from hydrax_gpu.policy import BadItems, bad_from_state
+from hydrax_gpu._plan import OWN, Plan, from_state
+from hydrax_gpu.policy import BadItems, BadLedger, bad_from_state
 
-__all__ = ["Unit", "begin_of", "check_bad_items", "end_of", "faults_of", "validation_of"]
+__all__ = ["Known", "Unit", "begin_of", "check_bad_items", "end_of", "faults_of", "validation_of"]
 
 Unit: TypeAlias = Literal["batch", "epoch"]
 
@@ -33,17 +33,43 @@ def begin_of(plan: Plan, start_at: tuple[int, int] | Mapping[str, Any]) -> tuple
     return plan.position_of_step(epoch * plan.batches_per_epoch + batch), frozenset()
 
 
-def faults_of(start_at: object) -> tuple[BadItems, tuple[int, int]]:
-    """The bad items that a state has, the number of batches that were dropped, and how many of those were the last.
+class Known(NamedTuple):
+    """What a state says of faults.
+
+    Attributes:
+        bad: the bad items that all processes know.
+        own: those that the process of this state has found since; the same item may be in both.
+        dropped: the number of batches that were dropped, and how many of those were the last.
+    """
+
+    bad: BadItems = BadItems()
+    own: BadItems = BadItems()
+    dropped: tuple[int, int] = (0, 0)
+
+    @property
+    def all(self) -> BadItems:
+        """The bad items of both."""
+        ledger = BadLedger(self.bad)
+        for bad in self.own:
+            ledger.add(bad)
+        return ledger.snapshot()
+
+
+def faults_of(start_at: object) -> Known:
+    """What a state says of faults; nothing if it is none.
 
     Raises:
         TypeError, ValueError: the state is damaged.
     """
     if not isinstance(start_at, Mapping):
-        return BadItems(), (0, 0)
+        return Known()
     state = cast("Mapping[str, Any]", start_at)
+    own: object = state.get(OWN, {})
+    if not isinstance(own, Mapping):
+        raise ValueError(f"the state's {OWN!r} must be a dict, got {own!r}: pass on unchanged what was saved.")
     dropped, last = (at_least(f"the state's {key!r}", state.get(key, 0), 0) for key in ("dropped", "dropped_in_a_row"))
-    return BadItems(bad_from_state(state.get("bad", []))), (dropped, last)
+    found = bad_from_state(cast("Mapping[str, object]", own).get("bad", []))
+    return Known(BadItems(bad_from_state(state.get("bad", []))), BadItems(found), (dropped, last))
 
 
 def check_bad_items(what: str, bad: BadItems, training: Sequence[int], validation: Sequence[int]) -> None:

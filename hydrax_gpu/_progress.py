@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from hydrax_gpu._plan import BatchPlan, GroupPlan
+from hydrax_gpu._plan import OWN, BatchPlan, GroupPlan
 from hydrax_gpu.policy import BadItem, BadLedger
 
 __all__ = ["Progress"]
@@ -25,6 +26,7 @@ class Progress:
         validation: the validation groups.
         known: bad items that are known from before.
         dropped: batches that an earlier part of this run has left out, and how many of them were its last.
+        own: those of the known bad items that, of several processes, this one alone knows.
     """
 
     def __init__(
@@ -33,8 +35,14 @@ class Progress:
         validation: Sequence[GroupPlan],
         known: Iterable[BadItem] = (),
         dropped: tuple[int, int] = (0, 0),
+        own: Iterable[BadItem] = (),
     ) -> None:
         self.bad = BadLedger(known)
+        self._common = self.bad.to_state()
+        self.own = BadLedger()
+        for bad in own:
+            self.own.add(bad)
+            self.bad.add(bad)
         self.dropped_batches, self.dropped_in_a_row = dropped
         self.replaced_items = 0
         self.training_batches = 0
@@ -54,8 +62,8 @@ class Progress:
         self._done(plan)
         if not self.first_batch_ns:
             self.first_batch_ns, self.first_wait_ns = time.perf_counter_ns(), wait_ns
-        self.items += plan.valid
-        self.padded_rows += plan.rows - plan.valid
+        self.items += plan.real_rows
+        self.padded_rows += plan.rows - plan.real_rows
         if plan.validation:
             self.validation_batches += 1
         else:
@@ -70,8 +78,19 @@ class Progress:
     def found(self, bad: Iterable[BadItem]) -> None:
         """Items turned out to be bad."""
         for item in bad:
+            self.own.add(item)
             if self.bad.add(item):
                 self._say(item)
+
+    def to_state(self, *, several: bool) -> dict[str, Any]:
+        """What a saved state has of all this.
+
+        Args:
+            several: whether this is one of several processes: then what it knows from before, as the others do, and
+                what it has found itself are kept apart.
+        """
+        bad = {"bad": self._common, OWN: {"bad": self.own.to_state()}} if several else {"bad": self.bad.to_state()}
+        return {**bad, "dropped": self.dropped_batches, "dropped_in_a_row": self.dropped_in_a_row}
 
     def _say(self, bad: BadItem) -> None:
         count = len(self.bad)

@@ -167,6 +167,16 @@ class Layout:
         arrays, end = _decoded(rows, wire, dict(decodes), offset)
         return Layout(rows, arrays, end, tuple(wire), offset, tuple(decodes))
 
+    def with_rows(self, rows: int) -> Layout:
+        """The same arrays for batches of another size."""
+        if rows == self.rows:
+            return self
+        decodes = dict(self.decodes)
+        return Layout.build(
+            rows,
+            {a.name: ArraySpec(a.item_shape, a.numpy_dtype, a.jax_dtype, decodes.get(a.name)) for a in self.wire},
+        )
+
     @property
     def batch_nbytes(self) -> int:
         """Bytes of what the batch holds, each array rounded up to the alignment."""

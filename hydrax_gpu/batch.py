@@ -76,8 +76,27 @@ class Batch(Generic[D]):
 
     @property
     def indices(self) -> Sequence[int]:
-        """For each row the index of its item in `group`."""
+        """For each row the index of its item in `group`.
+
+        With a `sharding` over devices of several processes: for each row of the global batch that this process loads,
+        in their order there. So it is with all that this batch has for each row, except for `global_indices`.
+        """
         return self._plan.indices
+
+    @property
+    def global_indices(self) -> Sequence[int]:
+        """For each row of the arrays the index of its item in `group`.
+
+        Without a `sharding`, and with one over devices of this process alone, that is `indices`. Otherwise it is what
+        was planned, on every process the same; the process that loads a row may have put a substitute in it since.
+        """
+        return self._plan.global_indices
+
+    @property
+    def global_rows(self) -> Sequence[int]:
+        """For each of `indices` the row of the arrays that it is about, ascending."""
+        share = self._plan.share
+        return range(self._plan.rows) if share is None else share.rows
 
     @property
     def data(self) -> Sequence[D]:
@@ -90,7 +109,7 @@ class Batch(Generic[D]):
 
         All true, but in a last batch that `remainder="pad"` filled up by repeating rows.
         """
-        return np.arange(self._plan.rows) < self._plan.valid
+        return np.arange(self._plan.rows) < self._plan.real_rows
 
     @property
     def replaced(self) -> npt.NDArray[np.bool_]:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, final
+from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, final
 
 import numpy.typing as npt
 
@@ -14,12 +14,14 @@ from hydrax_gpu import _place
 from hydrax_gpu._arguments import at_least, choice
 from hydrax_gpu._assembly import (
     ExecutorName,
+    Sharding,
     UserPlacement,
     decoded_by,
     log_remainders,
     new_executor,
+    new_placer,
     notes_of,
-    user_placement,
+    shards_of,
 )
 from hydrax_gpu._engine import (
     Core,
@@ -44,9 +46,6 @@ from hydrax_gpu.batch import Batch, make_batch, plan_of_batch
 from hydrax_gpu.group import DataGroup, data_of, groups_of, layout_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
 from hydrax_gpu.report import Report, WorkerInfo
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Dataloader", "Delivery", "ExecutorName", "State"]
 
@@ -118,6 +117,11 @@ class Dataloader(Generic[D]):
             of time. `"copy"` gives arrays that may be kept for ever. `"auto"` copies batches of up to 512 KiB, which is
             cheaper there, and shares larger ones; on a GPU it copies. Treat its batches as shared. The GPU is the one
             that `jax.default_device` names where the loader is entered: one loader each for several.
+        sharding: a `jax.sharding.Sharding` for all arrays, or a dict with one for each name of an array in any of the
+            groups: the batch's arrays are global ones over these devices, and `batch_size` is that of the global
+            batch. Each process loads the rows that its devices need. With several processes give all of them the same
+            arguments; batches come in order then, and a bad item is replaced where it would drop a batch, so that
+            every process has as many. See docs/sharding.md.
 
     Raises:
         ValueError, TypeError: an argument is not valid; the message says what was wanted.
@@ -146,6 +150,7 @@ class Dataloader(Generic[D]):
         delivery: Delivery = "auto",
         on_error: ErrorPolicy | Mode = "drop",
         sigterm: bool | Callable[[State], object] = False,
+        sharding: Sharding | Mapping[str, Sharding] | None = None,
     ) -> None:
         if is_worker():
             raise RuntimeError(
@@ -190,25 +195,29 @@ class Dataloader(Generic[D]):
             interleave=bool(interleave_groups),
             end=end_of(end_at),
         )
+        self._shards = shards_of(sharding, self._training, self._validation, placement_func, self._deterministic)
+        self._several = self._shards is not None and self._shards.several
         self._position, ahead = begin_of(self._plan, start_at)
         self._ahead = set(ahead)
         self._first_step = self._plan.step_of_position(self._position)[0]
-        self._found, dropped = faults_of(start_at)
+        known = faults_of(start_at)
+        self._found = known.all
         lengths = [len(group) for group in self._training], [len(group) for group in self._validation]
         check_bad_items("the state", self._found, *lengths)
         check_bad_items("the skip list", self._policy.skipped, *lengths)
         self._progress = Progress(
             [plan_of(g) for g in self._training],
             [plan_of(g) for g in self._validation],
-            BadItems([*self._found, *self._policy.skipped]),
-            dropped,
+            BadItems([*known.bad, *self._policy.skipped]),
+            known.dropped,
+            known.own,
         )
         self._saved = False
         self._stream: Stream | None = None
         self._runner: Runner | None = None
         self._guard: InterruptGuard | None = None
         self._arena: Arena | None = None
-        self._placer: _place.Placer | None = None
+        self._placer: _place.Placer | _place.ShardedPlacer | None = None
         self._kernels: Choice | None = None
         self._entered_ns = 0
         self._left_ns = 0
@@ -302,7 +311,8 @@ class Dataloader(Generic[D]):
 
     def _build(self) -> Stream:
         groups = (*self._training, *self._validation)
-        layouts = [layout_of(group) for group in groups]
+        shards = self._shards
+        layouts = [layout_of(group) for group in groups] if shards is None else shards.layouts
         policy = self._policy
         if any(layout.decodes for layout in layouts):
             self._kernels = choose()
@@ -327,7 +337,7 @@ class Dataloader(Generic[D]):
         executor = new_executor(self._executor_name, spec, arena, inbox, workers)
         core = Core(
             CoreConfig(
-                plan=self._plan.at,
+                plan=self._plan.at if shards is None else shards.plan(self._plan.at, len(self._training)),
                 begin=self._position,
                 end=self._plan.end_position,
                 skip=frozenset(self._ahead),
@@ -337,7 +347,7 @@ class Dataloader(Generic[D]):
                 whole_batches=self._executor_name == "inline",
                 together=hasattr(self._loader_func, "load_rows"),
                 faults=FaultRules(
-                    mode=policy.mode,
+                    mode="replace" if self._several and policy.mode == "drop" else policy.mode,
                     limit=policy.limit(sum(map(len, groups))),
                     skip=policy.skipped,
                     found=self._found,
@@ -349,7 +359,7 @@ class Dataloader(Generic[D]):
                 ),
             )
         )
-        self._placer = _place.Placer(arena, layouts, self._delivery, user_placement(self._placement_func, groups))
+        self._placer = new_placer(arena, layouts, self._delivery, self._placement_func, groups, shards)
         first = self._first_validation()
 
         def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any) -> Batch[D]:
@@ -396,14 +406,12 @@ class Dataloader(Generic[D]):
 
         Give it as `start_at` to another loader over the same data. It names what determines the order, and resuming
         with something else raises `StateMismatch`. Batches that were loaded ahead and not handed out do not count. It
-        also has the bad items so far.
+        also has the bad items so far. With a `sharding` over several processes it is the same on all of them but for
+        the bad items that each has found itself, under "process".
         """
-        progress = self._progress
         return {
             **to_state(self._plan, self._position, frozenset(self._ahead)),
-            "bad": progress.bad.to_state(),
-            "dropped": progress.dropped_batches,
-            "dropped_in_a_row": progress.dropped_in_a_row,
+            **self._progress.to_state(several=self._several),
         }
 
     @property
@@ -472,7 +480,7 @@ class Dataloader(Generic[D]):
             device=self._placer.device_name if self._placer is not None else None,
             device_memory_bytes=self._placer.device_bytes if self._placer is not None else 0,
             pinned=self._placer.pinned if self._placer is not None else None,
-            notes=notes_of(self._plan, runner, self._placer),
+            notes=notes_of(self._plan, runner, self._placer, replaces=self._several and self._policy.mode == "drop"),
             bad=progress.bad.snapshot(),
             dropped_batches=progress.dropped_batches,
             replaced_items=progress.replaced_items,

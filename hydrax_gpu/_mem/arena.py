@@ -109,6 +109,10 @@ class Arena:
         """Where a slot begins."""
         return self._address + slot * self.shape.stride
 
+    def span(self, slot: int) -> range:
+        """The addresses of a slot."""
+        return range(self.address(slot), self.address(slot) + self.shape.stride)
+
     def lease(self, slot: int, on_release: Callable[[], None]) -> Lease:
         """The bytes of a slot, with `on_release()` called when the last view of *this* lease is gone.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -10,8 +11,11 @@ from typing import Any
 import numpy as np
 
 from hydrax_gpu._place import settle
+from hydrax_gpu._spec import Layout
 
-__all__ = ["canonical", "chosen_device", "collect", "copier", "jax", "prepare", "resolve"]
+__all__ = ["canonical", "chosen_device", "collect", "conversion", "copier", "dtypes_of", "jax", "prepare", "resolve"]
+
+_log = logging.getLogger("hydrax_gpu")
 
 
 @cache
@@ -46,6 +50,18 @@ def canonical(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(jax().dtypes.canonicalize_dtype(dtype))
 
 
+def dtypes_of(layout: Layout) -> dict[str, np.dtype[Any]]:
+    """The dtype that each array of a layout has in a batch; says where that is not the one that was declared."""
+    dtypes = {array.name: canonical(array.jax_dtype) for array in layout.arrays}
+    for array in layout.arrays:
+        if dtypes[array.name] != array.jax_dtype:
+            _log.warning(
+                "array %r is declared as %s, but JAX makes %s of it because jax_enable_x64 is off",
+                array.name, array.jax_dtype, dtypes[array.name],
+            )  # fmt: skip
+    return dtypes
+
+
 @cache
 def _tick() -> Any:
     def identity(x: Any) -> Any:
@@ -66,7 +82,12 @@ def collect() -> None:
 
 @cache
 def copier(dtypes: tuple[np.dtype[Any], ...]) -> Callable[..., tuple[Any, ...]]:
-    """A jitted function of as many arrays as `dtypes`, which returns copies of them converted to those dtypes.
+    """`conversion`, jitted for the default device."""
+    return jax().jit(conversion(dtypes))
+
+
+def conversion(dtypes: tuple[np.dtype[Any], ...]) -> Callable[..., tuple[Any, ...]]:
+    """A function, to be jitted, of as many arrays as `dtypes`, which returns copies of them converted to those dtypes.
 
     The result never shares memory with an argument: a copy is asked for by name even where the dtype is the same,
     because a mere identity may hand its argument through.
@@ -79,4 +100,4 @@ def copier(dtypes: tuple[np.dtype[Any], ...]) -> Callable[..., tuple[Any, ...]]:
             for array, dtype in zip(arrays, dtypes, strict=True)
         )
 
-    return jax().jit(copy)
+    return copy

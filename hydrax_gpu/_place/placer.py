@@ -29,6 +29,7 @@ from hydrax_gpu._place import backends, jaxio, settle
 from hydrax_gpu._place.decoding import decodable
 from hydrax_gpu._place.device import Decoder, Device
 from hydrax_gpu._place.dlpack import to_jax
+from hydrax_gpu._place.padding import pad as _pad
 from hydrax_gpu._place.regions import DeviceLayout
 from hydrax_gpu._place.ring import Ring
 from hydrax_gpu._place.setup import pin, ring_memory
@@ -261,13 +262,7 @@ class Placer:
         return layouts
 
     def _choose(self, layout: Layout, device: Device | None, on_device: bool) -> _Layout:
-        dtypes = {array.name: jaxio.canonical(array.jax_dtype) for array in layout.arrays}
-        for array in layout.arrays:
-            if dtypes[array.name] != array.jax_dtype:
-                _log.warning(
-                    "array %r is declared as %s, but JAX makes %s of it because jax_enable_x64 is off",
-                    array.name, array.jax_dtype, dtypes[array.name],
-                )  # fmt: skip
+        dtypes = jaxio.dtypes_of(layout)
         way: _Way = "copy"
         narrowed = any(jaxio.canonical(array.numpy_dtype) != array.numpy_dtype for array in layout.arrays)
         if self._user is not None:
@@ -409,14 +404,6 @@ class Placer:
         except Exception as error:
             raise PlacementError(f"placement_func raised {type(error).__name__}: {error}") from error
         return MappingProxyType(_checked(arrays, layout))
-
-
-def _pad(views: Mapping[str, npt.NDArray[Any]], plan: BatchPlan) -> None:
-    """Repeats the valid rows, in order, until all rows are filled."""
-    for begin in range(plan.valid, plan.rows, plan.valid):
-        count = min(plan.valid, plan.rows - begin)
-        for view in views.values():
-            view[begin : begin + count] = view[:count]
 
 
 def _checked(returned: object, layout: Layout) -> dict[str, Any]:

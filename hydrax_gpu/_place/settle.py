@@ -39,8 +39,12 @@ _tokens = itertools.count()
 _outstanding: dict[int, tuple[weakref.ref[Any], ...]] = {}
 """For every lease of a slot that JAX was given and is not done with, the arrays that share its memory."""
 
+_spans: dict[int, range] = {}
+"""The addresses of those leases of which JAX makes further arrays by itself: the shards of one over several devices."""
+
 # A fork has none of XLA's threads, so nothing that it could wait for would ever end.
 os.register_at_fork(after_in_child=_outstanding.clear)
+os.register_at_fork(after_in_child=_spans.clear)
 
 
 @cache
@@ -56,13 +60,22 @@ def watch(on_release: Callable[[], None]) -> tuple[int, Callable[[], None]]:
     return token, partial(_released, token, on_release)
 
 
-def held_by(token: int, arrays: Iterable[Any]) -> None:
-    """Notes the arrays that share the leased memory. They are alive, so the lease is."""
+def held_by(token: int, arrays: Iterable[Any], span: range | None = None) -> None:
+    """Notes the arrays that share the leased memory. They are alive, so the lease is.
+
+    Args:
+        token: of the lease.
+        arrays: what shares it, as far as is known.
+        span: its addresses, if there can be arrays of it that are not known.
+    """
+    if span is not None:
+        _spans[token] = span
     _outstanding[token] = tuple(map(weakref.ref, arrays))
 
 
 def _released(token: int, on_release: Callable[[], None]) -> None:
     _outstanding.pop(token, None)
+    _spans.pop(token, None)
     on_release()
 
 
@@ -72,6 +85,8 @@ def settle() -> None:
     for token in list(_outstanding):
         while (arrays := _outstanding.get(token)) is not None:
             alive = [array for reference in arrays if (array := reference()) is not None]
+            if not alive and (span := _spans.get(token)) is not None:
+                alive = _within(span)
             if alive:
                 for array in alive:
                     ctypes.pythonapi.Py_IncRef(ctypes.py_object(array))
@@ -83,6 +98,16 @@ def settle() -> None:
     while any(map(_releasing, sys._current_frames().values())):  # pyright: ignore[reportPrivateUsage]
         if not _wait(deadline):
             return
+
+
+def _within(span: range) -> list[Any]:
+    """The arrays on a single device whose memory begins in a span of addresses, which the user has got from JAX."""
+    jax: Any = sys.modules["jax"]
+    return [
+        array
+        for array in jax.live_arrays()
+        if len(array.sharding.device_set) == 1 and array.is_fully_addressable and array.unsafe_buffer_pointer() in span
+    ]
 
 
 def _wait(deadline: float) -> bool:
