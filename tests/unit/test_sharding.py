@@ -362,9 +362,7 @@ def test_a_short_batch_that_cannot_be_divided_is_refused() -> None:
     assert "remainder='short'" in message and "'pad'" in message and "'drop'" in message
     for remainder in ("pad", "drop"):
         loader(training=group(range(10), 4, remainder=remainder), sharding=over("data"))
-    message = refused(
-        ValueError, validation=("epoch", 1, group(range(6), 4, remainder="short")), sharding=over("data")
-    )
+    message = refused(ValueError, validation=("epoch", 1, group(range(6), 4, remainder="short")), sharding=over("data"))
     assert "remainder='short'" in message
 
 
@@ -378,9 +376,7 @@ def test_placement_func_and_sharding_are_refused_together() -> None:
 
 def test_the_order_and_the_state_are_those_of_a_loader_without_a_sharding() -> None:
     def plans(**options: Any) -> tuple[list[Any], list[Any]]:
-        it = loader(
-            loaders.FailsFor(3), group(range(30), 8, seed=5, shuffle_first=True, remainder="pad"), **options
-        )
+        it = loader(loaders.FailsFor(3), group(range(30), 8, seed=5, shuffle_first=True, remainder="pad"), **options)
         found, states = [], []
         with it:
             for batch in it:
