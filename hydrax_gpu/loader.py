@@ -111,8 +111,8 @@ class Dataloader(Generic[D]):
             mode of one. By default a batch with a bad item is left out, which is logged and reported.
         sigterm: whether SIGTERM ends the iteration, as the first Ctrl-C does; schedulers send it before they take a
             machine away. A function is called then with the `state()` to go on at, in the thread that iterates and
-            before the iteration ends. With a `sharding` over several processes, SIGTERM to any of them ends the iteration
-            of all before the same training batch, by jax's pre-emption service, a second or two later.
+            before the iteration ends. With a `sharding` over several processes, SIGTERM to any of them ends all before
+            the same training batch, by jax's pre-emption service, a second or two later.
         delivery: `"alias"` shares the loader's own memory with JAX, and a batch that is kept holds one of `depth`
             slots: on the CPU the slot itself, on a GPU (with CuPy) device memory beside it, to which it is copied ahead
             of time. `"copy"` gives arrays that may be kept for ever. `"auto"` copies batches of up to 512 KiB, which is

@@ -70,6 +70,12 @@ def new_step(mesh):
     return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(whole, rows, rows), out_specs=(whole, whole)))
 
 
+def several_processes():
+    """Whether SLURM, Open MPI or Kubernetes (a Job with indices) has started this as one of several."""
+    tasks = os.environ.get("SLURM_NTASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1
+    return int(tasks) > 1 or {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys()
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--workdir", type=Path, required=True, help="on a file system that all processes share")
@@ -80,13 +86,10 @@ def main():
     parser.add_argument("--process", type=int)
     options = parser.parse_args()
 
-    # Before anything else of jax. SLURM, Open MPI, Kubernetes and Cloud TPU are recognised, if the script was started
-    # as several processes; --coordinator is for all others.
+    # before anything else of jax, which finds out by itself who the others are where it knows the scheduler
     if options.coordinator:
         jax.distributed.initialize(options.coordinator, options.processes, options.process)
-    elif int(os.environ.get("SLURM_NTASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE") or 1) > 1:
-        jax.distributed.initialize()
-    elif "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" in os.environ:
+    elif several_processes():
         jax.distributed.initialize()
 
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
