@@ -45,6 +45,7 @@ def saved_states(workdir: Path) -> dict[int, Any]:
     return {int(file.parts[-3]): json.loads(file.read_text()) for file in files}
 
 
+@pytest.mark.timeout(400)  # three jobs, on machines that may be busy
 def test_preempted_on_two_processes_killed_on_four_finished_on_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
