@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import gpu, handover, items, kernels, large, plan, scale, soak, startup, table
+from . import gpu, handover, items, kernels, large, plan, shards, scale, soak, startup, table
 from .harness import Experiment, Run, prepared_file, run_rounds
 from .subjects import installed_peers
 from .workloads import make_large_file
 
-NAMES = ("items", "bytes", "startup", "handover", "plan", "scale", "kernels", "jpeg")
+NAMES = ("items", "bytes", "startup", "handover", "plan", "shards", "scale", "kernels", "jpeg")
 SLOW = ("soak",)
 """Only measured when asked for: it takes minutes, and one round says it all."""
 
@@ -127,6 +127,8 @@ def chosen(options: argparse.Namespace, stack: ExitStack) -> Iterator[Experiment
         yield from plan.experiments()
     if "scale" in options.only:
         yield from scale.experiments()
+    if "shards" in options.only:
+        yield from shards.experiments()
     if "kernels" in options.only:
         yield from kernels.experiments()
     if "jpeg" in options.only:

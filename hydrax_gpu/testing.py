@@ -97,6 +97,7 @@ class FakeDevice:
         pin_error: why host memory cannot be pinned.
         fences: whether fences work. Without them a loader is wrong, and a test of it should fail.
         orders_readers: whether XLA waits for batches to be filled before it reads them.
+        index: of the local device of the CPU's JAX that has its batches.
     """
 
     def __init__(
@@ -109,7 +110,9 @@ class FakeDevice:
         pin_error: str | None = None,
         fences: bool = True,
         orders_readers: bool = True,
+        index: int = 0,
     ) -> None:
+        self._index = index
         self._jax = jax
         self._automatic = automatic
         self._memory: dict[Owner, int] = {"device": memory, "xla": xla_memory}
@@ -209,7 +212,7 @@ class FakeDevice:
     @property
     def dlpack_device(self) -> tuple[int, int]:
         """Host memory."""
-        return 1, 0
+        return 1, self._index
 
     def free_memory(self) -> tuple[int, int]:
         """What is free outside XLA's reservation, and all there is."""
@@ -356,7 +359,7 @@ class FakeDevice:
         with self._lock:
             if self._jax:
                 # of a copy, since JAX would refer to the view itself until somebody calls it again
-                result = jaxio.jax().device_put(view.copy())
+                result = jaxio.jax().device_put(view.copy(), jaxio.jax().local_devices()[self._index])
                 result.block_until_ready()
                 self._add(self.transfers, "copy to XLA", _hold(view), source=view.ctypes.data)
                 if self._automatic:

@@ -128,6 +128,10 @@ class DeviceLayout:
         ranges = [(array.offset, array.offset + rows * array.row_nbytes) for array in self.copied]
         return [(begin, end - begin) for begin, end in coalesce(ranges, gap=_GAP)]
 
+    def source(self, offset: int) -> int:
+        """Where the host's slot has what is copied to an offset: at the same."""
+        return offset
+
     def converts(self, address: int, rows: int) -> list[Convert]:
         """What kernels are to do in a slot that begins at `address`."""
         return [

@@ -126,7 +126,7 @@ class Ring:
             device.wait(stream, entry.fence)
         host = self._arena.address(slot)
         for offset, nbytes in plan.copies(rows):
-            device.copy_in(stream, entry.address + offset, host + offset, nbytes)
+            device.copy_in(stream, entry.address + offset, host + plan.source(offset), nbytes)
         device.record(entry.copied, stream)
         self._copying.append((slot, generation))
         if plan.decoder is not None:
@@ -164,7 +164,8 @@ class Ring:
 
         views = plan.views(lease, rows)
         arrays = {name: device.to_jax(Exporter(view, device.dlpack_device, order)) for name, view in views.items()}
-        settle.held_by(token, arrays.values())
+        # Of arrays over several devices these are parts, which are given up when the whole is made.
+        settle.held_by(token, arrays.values(), range(entry.address, entry.address + self._stride))
         return arrays
 
     def retire(self, slot: int) -> None:

@@ -101,12 +101,17 @@ def settle() -> None:
 
 
 def _within(span: range) -> list[Any]:
-    """The arrays on a single device whose memory begins in a span of addresses, which the user has got from JAX."""
+    """The arrays of which a part begins in a span of addresses; among them those that the user has got from JAX.
+
+    Ours are ready. To ask one that is not would wait for it with the GIL, for which its computation may wait.
+    """
     jax: Any = sys.modules["jax"]
     return [
         array
         for array in jax.live_arrays()
-        if len(array.sharding.device_set) == 1 and array.is_fully_addressable and array.unsafe_buffer_pointer() in span
+        if not array.is_deleted()
+        and array.is_ready()
+        and any(shard.data.unsafe_buffer_pointer() in span for shard in array.addressable_shards)
     ]
 
 

@@ -5,6 +5,9 @@ Each device of this process gets its piece of each array. How it does is decided
 - *alias*: the pieces are exported by DLPack, each for its device, and share the slot, which is lent until all of them
   are gone. Possible on CPU devices for pieces that are contiguous and begin at a multiple of 64 bytes. Costs some 50 µs
   a piece, however large it is. Devices that have the same piece share it.
+- *ring*: `alias` on devices with memory of their own (CUDA with CuPy): see `sharded_devices.py`.
+- *pinned*: on such devices XLA copies each contiguous part from the pinned slot by itself, and the slot is lent until
+  it has done so.
 - *copy*: the pieces are copied to memory of their own (in which a piece that was strided, as a mesh with a model axis
   has them, is contiguous) and handed over together: some 10 µs a piece and the copy.
 
@@ -27,10 +30,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu._mem.arena import Arena
-from hydrax_gpu._place import jaxio, settle
+from hydrax_gpu._place import backends, jaxio, settle
+from hydrax_gpu._place.device import Device
 from hydrax_gpu._place.dlpack import to_jax
 from hydrax_gpu._place.padding import pad
-from hydrax_gpu._place.placer import DeliveryMode, Placement
+from hydrax_gpu._place.placer import AUTO_ON_DEVICE, DeliveryMode, Placement
+from hydrax_gpu._place.setup import pin
+from hydrax_gpu._place.sharded_devices import DeviceRings, ShardLayout
 from hydrax_gpu._place.shards import ArrayShards, BatchShards, Index, Piece, Shards, index_of
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._spec import ArrayLayout, Layout
@@ -45,6 +51,8 @@ AUTO_COPY_BYTES = 256 * 1024
 _ALIGNMENT = 64
 """From there on JAX shares host memory, and otherwise it copies."""
 
+_Way: TypeAlias = Literal["alias", "ring", "pinned", "copy"]
+_Parts: TypeAlias = Mapping[str, Mapping[Any, Any]]
 _Views: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 
@@ -57,14 +65,14 @@ class _Array:
         shards: its pieces.
         held: dtype in which a device is given it.
         dtype: that it has in the batch.
-        alias: whether its pieces share the slot.
+        way: how its pieces get to the devices.
     """
 
     name: str
     shards: ArrayShards
     held: np.dtype[Any]
     dtype: np.dtype[Any]
-    alias: bool
+    way: _Way
 
     @property
     def converted(self) -> bool:
@@ -75,7 +83,8 @@ class _Array:
 class _Layout:
     layout: Layout
     dtypes: dict[str, np.dtype[Any]]
-    arrays: dict[int, list[_Array]] = field(default_factory=dict[int, "list[_Array]"])  # by global rows
+    arrays: dict[int, list[_Array]]  # by the rows of the global batch
+    rings: dict[int, int] = field(default_factory=dict[int, int])  # the same → index among the layouts of the rings
     views: dict[tuple[int, int], dict[str, npt.NDArray[Any]]] = field(
         default_factory=dict[tuple[int, int], "dict[str, npt.NDArray[Any]]"]
     )
@@ -98,19 +107,34 @@ class ShardedPlacer:
         self._layouts: list[_Layout] | None = None
         self._lock = threading.Lock()
         self._host_memory = False
+        self._devices: dict[Any, Device] = {}
+        self._rings: DeviceRings | None = None
+        self._imports_pinned = True
         self.deferred = False
         """Whether JAX may keep a slot until its next call."""
         self.notes: list[str] = []
         """What is not as it could be, for the report."""
         self.pinned: bool | None = None
-        self.device_name: str | None = None
-        self.device_bytes = 0
+        """Whether devices read host memory by themselves; None when there are none."""
+
+    @property
+    def device_name(self) -> str | None:
+        """The devices that batches are copied to by us, None without any."""
+        names = sorted({device.name for device in self._devices.values()})
+        return f"{len(self._devices)} × {', '.join(names)}" if names else None
+
+    @property
+    def device_bytes(self) -> int:
+        """Device memory of the slots, of all devices together."""
+        return 0 if self._rings is None else self._rings.nbytes
 
     @property
     def ways(self) -> list[Literal["alias", "copy"]]:
         """How the batches of each layout are delivered: "alias" if any of its arrays share the slot."""
         return [
-            "alias" if any(array.alias for arrays in entry.arrays.values() for array in arrays) else "copy"
+            "alias"
+            if any(array.way in ("alias", "ring") for arrays in entry.arrays.values() for array in arrays)
+            else "copy"
             for entry in self._layouts or ()
         ]
 
@@ -142,70 +166,140 @@ class ShardedPlacer:
         self.prepare()
         assert self._layouts is not None
         entry = self._layouts[layout]
-        arrays = self._arrays(entry, layout, plan)
-        shared = [array.name for array in arrays if array.alias]
-        if not shared:
-            views = entry.views.get((slot, plan.rows))
-            if views is None:
-                views = entry.layout.batch_views(self._arena.slot(slot), plan.rows)
-                entry.views[slot, plan.rows] = views
-            pad(views, plan)
-            return Placement(MappingProxyType(_assemble(arrays, views)), None)
+        rows = len(plan.global_indices)
+        arrays = entry.arrays[rows]
+        ways = {array.way for array in arrays}
+        if "ring" in ways:
+            assert self._rings is not None
+            views = self._host_views(entry, slot, plan)
+            parts = self._rings.place(slot, generation, entry.rings[rows], on_release)
+            shared = [array.name for array in arrays if array.way == "ring" and not _by_xla(parts, array)]
+            return Placement(MappingProxyType(_assemble(arrays, views, parts)), shared, copying=True)
+        if ways == {"copy"}:
+            return Placement(MappingProxyType(_assemble(arrays, self._host_views(entry, slot, plan))), None)
         token, released = settle.watch(on_release)
         views = entry.layout.batch_views(self._arena.lease(slot, released), plan.rows)
         pad(views, plan)
-        placed = _assemble(arrays, views)
+        exported: dict[str, dict[Any, Any]] = {}
+        for array in arrays:
+            if array.way == "alias":
+                exported[array.name] = {
+                    piece.device: _export(piece, views[array.name]) for piece in array.shards.pieces
+                }
+            elif array.way == "pinned":
+                exported[array.name] = self._pinned(array, views[array.name])
+        placed = _assemble(arrays, views, exported)
         # Of what is converted, the pieces that share the slot are known to the computation alone.
-        shared = [array.name for array in arrays if array.alias and not array.converted]
+        shared = [array.name for array in arrays if array.way == "alias" and not array.converted]
         if shared:
             settle.held_by(token, [placed[name] for name in shared], self._arena.span(slot))
         return Placement(MappingProxyType(placed), shared)
 
     def copied(self) -> list[tuple[int, int]]:
-        """Slots of which a device has now copied the host memory; none, since they are copied at once."""
-        return []
+        """Slots, and generations, of which all devices have now copied their parts."""
+        return [] if self._rings is None else self._rings.copied()
 
     def retire(self, slot: int) -> None:
-        """Never called: no batch is in memory of a device that is ours."""
-        raise AssertionError("there is no ring of device slots")
+        """Sees to it that no device writes a slot of its own before those that read it are done."""
+        assert self._rings is not None
+        self._rings.retire(slot)
 
     def collect(self) -> None:
         """Makes JAX let go of NumPy memory it holds back."""
         jaxio.collect()
 
     def close(self) -> None:
-        """Nothing is read behind the engine's back."""
+        """Waits until no device reads host memory. Idempotent."""
+        if self._rings is not None:
+            self._rings.close()
 
     # Choosing.
 
     def _prepare(self) -> list[_Layout]:
         devices = {device for each in self._shards.shardings.values() for device in each.addressable_devices}
-        self._host_memory = all(device.platform == "cpu" for device in devices)
-        if not self._host_memory and self._delivery == "alias":
-            self._note(
-                "delivery='alias' cannot be had for arrays over several devices other than CPUs: they are copied"
-            )
-        return [_Layout(layout, jaxio.dtypes_of(layout)) for layout in self._shards.layouts]
+        found = {device: backends.find(device) for device in sorted(devices, key=lambda each: each.id)}
+        ours = {device: mine for device, (mine, _) in found.items() if mine is not None}
+        for _, reason in found.values():
+            if reason:
+                self._note(
+                    f"the loader cannot use the GPU itself, and JAX copies batches from ordinary memory: {reason}"
+                )
+        if len(ours) == len(found):
+            self._devices = ours
+            refused = pin(next(iter(ours.values())), self._arena.mapping)  # for all devices
+            self.pinned = not refused
+            if refused:
+                self._note(f"the slots could not be pinned, so that copies to the devices are slower: {refused}")
+        self._host_memory = not ours and all(device.platform == "cpu" for device in devices)
+        if self._delivery == "alias" and not self._host_memory and not self._devices:
+            self._note("delivery='alias' cannot be had on these devices: batches are copied")
+        return self._choose_all()
 
-    def _arrays(self, entry: _Layout, layout: int, plan: BatchPlan) -> list[_Array]:
-        rows = len(plan.global_indices)
-        arrays = entry.arrays.get(rows)
-        if arrays is None:
-            shards = self._shards.of(layout, rows)
-            arrays = [self._choose(entry, array, shards) for array in entry.layout.arrays]
-            entry.arrays[rows] = arrays
-        return arrays
+    def _choose_all(self) -> list[_Layout]:
+        layouts: list[_Layout] = []
+        kinds: list[dict[Any, ShardLayout]] = []
+        for index, layout in enumerate(self._shards.layouts):
+            entry = _Layout(layout, jaxio.dtypes_of(layout), {})
+            for rows in self._shards.sizes(index):
+                batch = self._shards.of(index, rows)
+                arrays = entry.arrays[rows] = [self._choose(entry, array, batch) for array in layout.arrays]
+                names = [array.name for array in arrays if array.way == "ring"]
+                if names:
+                    entry.rings[rows] = len(kinds)
+                    kinds.append(
+                        {
+                            jax_device: ShardLayout.of(layout, batch, jax_device, entry.dtypes, names, device.converts)
+                            for jax_device, device in self._devices.items()
+                        }
+                    )
+            layouts.append(entry)
+        if kinds:
+            self._rings = DeviceRings(self._devices, self._arena, kinds)
+            for note in self._rings.notes:
+                self._note(note)
+        return layouts
 
     def _choose(self, entry: _Layout, array: ArrayLayout, batch: BatchShards) -> _Array:
         shards, held = batch.arrays[array.name], jaxio.canonical(array.numpy_dtype)
         nbytes = max(piece.end - piece.begin for piece in shards.pieces) * array.row_nbytes
-        alias = self._host_memory and (
-            self._delivery == "alias" or (self._delivery == "auto" and nbytes > AUTO_COPY_BYTES)
-        )
-        if alias and (obstacle := _obstacle(array, held, shards.pieces)):
-            alias = False
-            self._note(f"array {array.name!r} is copied and not shared with JAX: {obstacle}")
-        return _Array(array.name, shards, held, entry.dtypes[array.name], alias)
+        way: _Way = "copy"
+        if self._host_memory:
+            if self._delivery == "alias" or (self._delivery == "auto" and nbytes > AUTO_COPY_BYTES):
+                way = "alias"
+        elif self._devices:
+            if self._delivery == "alias" or (self._delivery == "auto" and AUTO_ON_DEVICE == "alias"):
+                way = "ring"
+            elif self.pinned:
+                way = "pinned"
+        if way != "copy" and (obstacle := _obstacle(array, held, shards.pieces, aligned=way == "alias")):
+            way = "copy"
+            self._note(f"array {array.name!r} is copied by the host and not shared with JAX: {obstacle}")
+        return _Array(array.name, shards, held, entry.dtypes[array.name], way)
+
+    def _pinned(self, array: _Array, view: npt.NDArray[Any]) -> dict[Any, Any]:
+        """The pieces of an array, copied by XLA from where they are."""
+        if self._imports_pinned:
+            try:
+                return {
+                    piece.device: self._devices[piece.device].copy_to_jax(_part(piece, view))
+                    for piece in array.shards.pieces
+                }
+            except Exception as error:
+                self._imports_pinned = False
+                self._note(
+                    "jax cannot import pinned memory, so that batches are copied as if it were not pinned: "
+                    f"{type(error).__name__}: {error}"
+                )
+        jax = jaxio.jax()
+        return {p.device: jax.device_put(_own(_part(p, view), array.held), p.device) for p in array.shards.pieces}
+
+    def _host_views(self, entry: _Layout, slot: int, plan: BatchPlan) -> dict[str, npt.NDArray[Any]]:
+        views = entry.views.get((slot, plan.rows))
+        if views is None:
+            views = entry.layout.batch_views(self._arena.slot(slot), plan.rows)
+            entry.views[slot, plan.rows] = views
+        pad(views, plan)
+        return views
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -213,14 +307,14 @@ class ShardedPlacer:
             _log.warning("%s", text)
 
 
-def _obstacle(array: ArrayLayout, held: np.dtype[Any], pieces: Sequence[Piece]) -> str:
+def _obstacle(array: ArrayLayout, held: np.dtype[Any], pieces: Sequence[Piece], *, aligned: bool) -> str:
     """Why the pieces of an array cannot share the slot; "" if they can."""
     if held != array.numpy_dtype:
         return f"JAX makes {held} of {array.numpy_dtype} because jax_enable_x64 is off"
     for piece in pieces:
         if not piece.whole:
             return "its sharding cuts other axes than that of the batch, so that its parts are not contiguous"
-        if (array.offset + piece.begin * array.row_nbytes) % _ALIGNMENT:
+        if aligned and (array.offset + piece.begin * array.row_nbytes) % _ALIGNMENT:
             rows = piece.end - piece.begin
             return (
                 f"the {rows} rows of a device have {rows * array.row_nbytes} bytes, which is no multiple of "
@@ -232,17 +326,27 @@ def _obstacle(array: ArrayLayout, held: np.dtype[Any], pieces: Sequence[Piece]) 
 # Assembling.
 
 
-def _assemble(arrays: Sequence[_Array], views: _Views) -> dict[str, Any]:
+def _by_xla(parts: _Parts, array: _Array) -> bool:
+    """Whether a device has an array in another dtype than that of the batch, so that XLA is to convert it."""
+    return any(part.dtype != array.dtype for part in parts[array.name].values())
+
+
+def _assemble(arrays: Sequence[_Array], views: _Views, parts: _Parts = MappingProxyType({})) -> dict[str, Any]:
+    """The arrays of a batch: from what the devices have of them already, or else from the slot."""
     placed: dict[str, Any] = {}
     converted: list[tuple[_Array, list[Any]]] = []
     for array in arrays:
-        view = views[array.name]
-        if array.converted:
-            converted.append((array, _inputs(array, view)))
-        elif array.alias:
-            placed[array.name] = _joined(array, [_export(piece, view) for piece in array.shards.pieces])
+        pieces, there = array.shards.pieces, parts.get(array.name)
+        if there is not None:
+            inputs = [there[piece.device] for piece in pieces]
+            if _by_xla(parts, array):
+                converted.append((array, inputs))
+            else:
+                placed[array.name] = _joined(array, inputs)
+        elif array.converted:
+            converted.append((array, [_own(_part(piece, views[array.name]), array.held) for piece in pieces]))
         else:
-            placed[array.name] = _copied(array, view)
+            placed[array.name] = _copied(array, views[array.name])
     if converted:
         placed |= _converted(converted)
     return {array.name: placed[array.name] for array in arrays}
@@ -288,13 +392,6 @@ def _copied(array: _Array, view: npt.NDArray[Any]) -> Any:
 def _converter(dtypes: tuple[np.dtype[Any], ...], device: Any) -> Callable[..., tuple[Any, ...]]:
     jax = jaxio.jax()
     return jax.jit(jaxio.conversion(dtypes), out_shardings=jax.sharding.SingleDeviceSharding(device))
-
-
-def _inputs(array: _Array, view: npt.NDArray[Any]) -> list[Any]:
-    pieces = array.shards.pieces
-    if array.alias:  # the slot is read in place, and is free when that is done
-        return [_export(piece, view) for piece in pieces]
-    return [_own(_part(piece, view), array.held) for piece in pieces]
 
 
 def _converted(arrays: Sequence[tuple[_Array, list[Any]]]) -> dict[str, Any]:

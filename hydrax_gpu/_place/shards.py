@@ -100,6 +100,10 @@ class Shards:
         """The shards of a batch with so many rows in all processes."""
         return self._known[layout, rows]
 
+    def sizes(self, layout: int) -> list[int]:
+        """The rows that batches of a layout can have, in all processes."""
+        return [rows for index, rows in self._known if index == layout]
+
     def plan(self, plan: Callable[[int], BatchPlan], training_groups: int) -> Callable[[int], BatchPlan]:
         """A plan of the global batches → the plan of what this process has of them."""
         if not self.several:

@@ -41,6 +41,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     finally:
         for process in members:
             process.kill()
+            process.communicate()
     for process, output in zip(members, outputs, strict=True):
         assert process.returncode == 0, output
     return [json.loads((folder / f"{number}").read_text()) for number in range(PROCESSES)]
