@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import cache, gpu, handover, items, kernels, large, plan, shards, soak, sources, startup, table
+from . import cache, gpu, handover, items, kernels, large, plan, scale, shards, soak, sources, startup, table
 from .harness import Experiment, Run, prepared_file, run_rounds
 from .subjects import installed_peers
 from .workloads import make_large_file
 
-NAMES = ("items", "bytes", "startup", "handover", "plan", "shards", "kernels", "cache", "sources", "jpeg")
+NAMES = ("items", "bytes", "startup", "handover", "plan", "shards", "scale", "kernels", "cache", "sources", "jpeg")
 SLOW = ("soak",)
 """Only measured when asked for: it takes minutes, and one round says it all."""
 
@@ -125,6 +125,8 @@ def chosen(options: argparse.Namespace, stack: ExitStack) -> Iterator[Experiment
         yield from handover.experiments(subjects, steps=200, pause_s=0.02)
     if "plan" in options.only:
         yield from plan.experiments()
+    if "scale" in options.only:
+        yield from scale.experiments()
     if "shards" in options.only:
         yield from shards.experiments()
     if "kernels" in options.only:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hydrax_gpu.errors import SourceChanged as SourceChanged
     from hydrax_gpu.errors import SourceError as SourceError
     from hydrax_gpu.errors import StateMismatch as StateMismatch
+    from hydrax_gpu.errors import StatesDiffer as StatesDiffer
     from hydrax_gpu.errors import TooManyBadItems as TooManyBadItems
     from hydrax_gpu.errors import UnsafeCache as UnsafeCache
     from hydrax_gpu.errors import WorkerDied as WorkerDied
@@ -109,6 +110,7 @@ _HOME = {
     "SourceChanged": "errors",
     "SourceError": "errors",
     "StateMismatch": "errors",
+    "StatesDiffer": "errors",
     "TrainingBatch": "batch",
     "ValidationBatch": "batch",
     "WorkerDied": "errors",

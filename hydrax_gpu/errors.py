@@ -25,6 +25,7 @@ __all__ = [
     "SourceChanged",
     "SourceError",
     "StateMismatch",
+    "StatesDiffer",
     "TooManyBadItems",
     "UnsafeCache",
     "WorkerDied",
@@ -297,6 +298,35 @@ class StateMismatch(_Portable, ValueError):
         super().__init__(
             f"the saved state does not fit this loader: {field} was {saved!r} in it and is {current!r} now. "
             f"Resume with the same {field.rsplit('.', 1)[-1]}, or start anew without the state."
+        )
+
+
+class StatesDiffer(_Portable, ValueError):
+    """The processes of a job are not at the same place of the same data, so that no one state is that of the job.
+
+    Attributes:
+        field: the first field of the state that differs, such as `batch`.
+        first: its value on process 0.
+        other: its value on the process that differs.
+        process: the index of that process.
+    """
+
+    def __init__(self, field: str, first: object, other: object, process: int) -> None:
+        self.field = field
+        self.first = first
+        self.other = other
+        self.process = process
+        if "fingerprint" in field:
+            advice = "All processes of a job need the same groups: the same data, batch sizes, seeds and options."
+        else:
+            advice = (
+                "All processes of a job must take the same batches and save after the same one. Look for a loop that "
+                "ends at another step on one of them, and save the states of loaders that have nothing to do with "
+                "each other one by one, each under its own name."
+            )
+        super().__init__(
+            f"the processes' states differ: {field} is {first!r} on process 0 and {other!r} on process {process}. "
+            f"{advice}"
         )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeAlias, Ty
 
 import numpy.typing as npt
 
-from hydrax_gpu import _place
+from hydrax_gpu import _place, _preemption
 from hydrax_gpu._arguments import at_least, choice
 from hydrax_gpu._assembly import (
     ExecutorName,
@@ -118,7 +118,8 @@ class Dataloader(Generic[D]):
             mode of one. By default a batch with a bad item is left out, which is logged and reported.
         sigterm: whether SIGTERM ends the iteration, as the first Ctrl-C does; schedulers send it before they take a
             machine away. A function is called then with the `state()` to go on at, in the thread that iterates and
-            before the iteration ends.
+            before the iteration ends. With a `sharding` over several processes, SIGTERM to any of them ends all before
+            the same training batch, by jax's pre-emption service, a second or two later.
         delivery: `"alias"` shares the loader's own memory with JAX, and a batch that is kept holds one of `depth`
             slots: on the CPU the slot itself, on a GPU (with CuPy) device memory beside it, to which it is copied ahead
             of time. `"copy"` gives arrays that may be kept for ever. `"auto"` copies batches of up to 512 KiB, which is
@@ -256,7 +257,7 @@ class Dataloader(Generic[D]):
         stream = self._stream = self._build()
         try:
             stream.start()
-            self._guard = InterruptGuard(stream, sigterm=bool(self._sigterm))
+            self._guard = InterruptGuard(stream, sigterm=bool(self._sigterm) and not self._several)
             self._guard.install()
             _place.prepare()  # while the workers start
             assert self._placer is not None
@@ -294,6 +295,9 @@ class Dataloader(Generic[D]):
         stream = self._stream
         if stream is None or self._left_ns:
             self._not_running()
+        if self._several and self._sigterm and _preemption.reached(self._plan.step_of_position(self._position)[0]):
+            stream.terminated = True
+            stream.interrupt()
         while isinstance(delivery := stream.next(), Dropped):
             plan = delivery.plan
             self._position = positions_after(self._position, self._ahead, plan.position)

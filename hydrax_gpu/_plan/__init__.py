@@ -16,6 +16,7 @@ from hydrax_gpu._plan.schedule import exact_ratios as exact_ratios
 from hydrax_gpu._plan.seeds import batch_seed as batch_seed
 from hydrax_gpu._plan.seeds import item_seeds as item_seeds
 from hydrax_gpu._plan.state import OWN as OWN
+from hydrax_gpu._plan.state import STATE_VERSION as STATE_VERSION
 from hydrax_gpu._plan.state import common_part as common_part
 from hydrax_gpu._plan.state import from_state as from_state
 from hydrax_gpu._plan.state import merge_states as merge_states

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
+from hydrax_gpu._plan.agreement import require_equal
 from hydrax_gpu._plan.plan import JSON, Plan
 from hydrax_gpu.errors import StateMismatch
 from hydrax_gpu.policy import BadLedger, bad_from_state
@@ -105,19 +106,14 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     its processes are given it.
 
     Raises:
-        ValueError: there is none, or they are not of the same step of the same run; the message names what differs.
+        StatesDiffer: they are not of the same step of the same run; names the first field that differs.
+        ValueError: there is none, or one of them is damaged.
     """
     if not states:
         raise ValueError("wanted the states of all processes, got none.")
     merged = common_part(states[0])
     for number, state in enumerate(states):
-        other = common_part(state)
-        for key in sorted(merged.keys() | other.keys()):
-            if key not in merged or key not in other or other[key] != merged[key]:
-                raise ValueError(
-                    f"the states of process 0 and process {number} differ in {key!r}: {merged.get(key)!r} and "
-                    f"{other.get(key)!r}. Wanted those of the same run after the same batch."
-                )
+        require_equal(merged, common_part(state), number)
     if not any(OWN in state for state in states):
         return merged
     ledger = BadLedger(bad_from_state(merged.get("bad", [])))

@@ -118,6 +118,17 @@ TEXTS: list[tuple[Exception, str]] = [
         errors.DecodeError("array 'tokens': its row splits are not sound"),
         "array 'tokens': its row splits are not sound",
     ),
+    (
+        errors.StatesDiffer("batch", 3, 4, 2),
+        "the processes' states differ: batch is 3 on process 0 and 4 on process 2. All processes of a job must take "
+        "the same batches and save after the same one. Look for a loop that ends at another step on one of them, and "
+        "save the states of loaders that have nothing to do with each other one by one, each under its own name.",
+    ),
+    (
+        errors.StatesDiffer("fingerprint.training[0].seed", 5, 6, 1),
+        "the processes' states differ: fingerprint.training[0].seed is 5 on process 0 and 6 on process 1. All "
+        "processes of a job need the same groups: the same data, batch sizes, seeds and options.",
+    ),
 ]
 
 

@@ -19,8 +19,8 @@ PUBLIC = {
     *("BadItem", "BadItems", "ErrorPolicy", "debug_batch_references", "is_worker"),
     *("BatchTimeoutError", "LoaderError", "NotEnoughMemory", "PlacementError", "StateMismatch", "TooManyBadItems"),
     *("ImageError", "SourceChanged", "SourceError"),
-    *("WorkerDied", "WorkerStartError", "DecodeError"),
     *("CacheError", "CacheMismatch", "CacheWriteError", "UnsafeCache"),
+    *("WorkerDied", "WorkerStartError", "DecodeError", "StatesDiffer"),
     *("Decode", "Dequantize", "Normalize", "Oklab", "PadRagged", "UnpackBits"),
 }
 
