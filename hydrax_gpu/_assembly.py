@@ -17,8 +17,9 @@ from hydrax_gpu._exec.protocol import Executor, WorkSpec
 from hydrax_gpu._exec.threads import ThreadExecutor
 from hydrax_gpu._kernels.choice import Choice
 from hydrax_gpu._mem.arena import Arena
+from hydrax_gpu._mem.encoded import with_encoded
 from hydrax_gpu._plan import Plan
-from hydrax_gpu._spec import LayoutTuple
+from hydrax_gpu._spec import Layout, LayoutTuple
 from hydrax_gpu.batch import columns
 from hydrax_gpu.group import DataGroup, plan_of
 
@@ -33,6 +34,7 @@ __all__ = [
     "new_executor",
     "notes_of",
     "user_placement",
+    "with_files",
 ]
 
 _log = logging.getLogger("hydrax_gpu")
@@ -85,6 +87,12 @@ def user_placement(function: UserPlacement[D] | None, groups: tuple[DataGroup[D]
         return function(cast("MappingProxyType[str, npt.NDArray[Any]]", arrays), group.loader_layouts, extra, group)
 
     return place
+
+
+def with_files(layout: Layout, loader: object) -> Layout:
+    """The layout with room for the compressed files that a loader can leave to a device, if it can."""
+    encoded = getattr(loader, "encoded", None)
+    return with_encoded(layout, encoded) if isinstance(encoded, Mapping) else layout
 
 
 def decoded_by(kernels: Choice | None, placer: _place.Placer | None) -> str:

@@ -20,6 +20,7 @@ from hydrax_gpu._assembly import (
     new_executor,
     notes_of,
     user_placement,
+    with_files,
 )
 from hydrax_gpu._engine import (
     Core,
@@ -303,6 +304,8 @@ class Dataloader(Generic[D]):
     def _build(self) -> Stream:
         groups = (*self._training, *self._validation)
         layouts = [layout_of(group) for group in groups]
+        if self._placement_func is None and _place.may_take_files(self._delivery):
+            layouts = [with_files(layout, self._loader_func) for layout in layouts]
         policy = self._policy
         if any(layout.decodes for layout in layouts):
             self._kernels = choose()
@@ -325,6 +328,9 @@ class Dataloader(Generic[D]):
         )
         inbox = EpollInbox()
         executor = new_executor(self._executor_name, spec, arena, inbox, workers)
+        placer = _place.Placer(arena, layouts, self._delivery, user_placement(self._placement_func, groups))
+        self._placer = placer
+        training = len(self._training)
         core = Core(
             CoreConfig(
                 plan=self._plan.at,
@@ -347,9 +353,9 @@ class Dataloader(Generic[D]):
                     in_a_row=self._progress.dropped_in_a_row,
                     substitutes=self._plan.substitutes,
                 ),
+                on_device=lambda plan: placer.takes_files(plan.group + training * plan.validation),
             )
         )
-        self._placer = _place.Placer(arena, layouts, self._delivery, user_placement(self._placement_func, groups))
         first = self._first_validation()
 
         def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any) -> Batch[D]:
@@ -361,7 +367,7 @@ class Dataloader(Generic[D]):
         self._runner = Runner(
             core,
             executor,
-            self._placer,
+            placer,
             inbox,
             data=[data_of(group) for group in groups],
             training_groups=len(self._training),
@@ -479,4 +485,5 @@ class Dataloader(Generic[D]):
             fallbacks=dict(runner.counters.fallbacks) if runner is not None else {},
             worker_deaths=tuple(runner.deaths) if runner is not None else (),
             kernels=decoded_by(self._kernels, self._placer),
+            pictures=self._placer.pictures_by if self._placer is not None else "",
         )

@@ -19,13 +19,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydrax_gpu._engine.faults import FaultBook, FaultRules
+from hydrax_gpu._engine.config import CoreConfig
+from hydrax_gpu._engine.faults import FaultBook
 from hydrax_gpu._engine.messages import (
     Copied,
+    Decode,
+    Decoded,
     Dispatch,
     Drop,
     Effect,
@@ -65,42 +67,13 @@ _CHUNK_NS = 32_000_000
 cold caches): at 4 ms it took 90 µs of its time for each photograph, at 16 ms 49 µs and at 32 ms 36 µs."""
 
 
-@dataclass(frozen=True, slots=True)
-class CoreConfig:
-    """What does not change during a run.
-
-    Attributes:
-        plan: position in the stream → what the batch there holds; pure.
-        begin: first position.
-        end: position to stop before, None for an endless stream.
-        skip: positions from `begin` on that were handed out before (by an out-of-order run that is resumed).
-        depth: number of slots, and bound on batches waiting in the outbox.
-        workers: number of workers.
-        ordered: whether batches leave in the plan's order.
-        whole_batches: never split a batch among chunks (an executor without parallelism gains nothing by it).
-        together: a chunk's rows are loaded in one call, by a loader that wants many of them. So chunks are as large as
-            can be with all workers busy, and nobody can tell at which of a chunk's items a worker is.
-        faults: what to do about bad items and lost workers.
-    """
-
-    plan: Callable[[int], BatchPlan]
-    begin: int
-    end: int | None
-    skip: Collection[int]
-    depth: int
-    workers: int
-    ordered: bool = True
-    whole_batches: bool = False
-    together: bool = False
-    faults: FaultRules = field(default_factory=FaultRules)
-
-
 @dataclass(slots=True, eq=False)
 class _Chunk:
     load: Load
     begin: int
     end: int
     suspect: bool = False  # a single row, at which a worker has died, or at that and others
+    refused: bool = False  # a single row, whose file the device could not decode
 
 
 @dataclass(slots=True, eq=False)
@@ -127,6 +100,7 @@ class Core:
         self._item_ns = 0.0  # running mean of an item's cost; 0 while unknown
         self._capacity = _OUTSTANDING
         self._unread = 0  # batches in the outbox
+        self._complete: list[Load] = []  # those whose last chunk is done, and nothing was done about that yet
         self.copying = 0
         """Number of slots of which it is not known that their copy to the device is done."""
         self.running = False
@@ -200,6 +174,8 @@ class Core:
                 self._on_unsent(message)
             case Unreadable():
                 self._on_unreadable(message)
+            case Decoded():
+                self._on_decoded(message, effects)
             case PlacementFailed(_, _, exception):
                 self._fail(exception, effects)
             case Start():
@@ -208,6 +184,7 @@ class Core:
                 self.running = False
                 self.finished = True
         while self.running:
+            self._decode(effects)
             self._place(effects)
             if not self._plan():
                 break
@@ -236,8 +213,36 @@ class Core:
             self._faults.acquit(load.plan, load.plan.indices[chunk.begin])
         for failure in result.failures:
             self._row_failed(load, chunk.begin + failure.offset, failure)
-        if load.pending == 0:
+        self._look_at(load)
+
+    def _look_at(self, load: Load) -> None:
+        """To be called when a chunk was done. What is complete is filled, or a device is to decode it before."""
+        if load.pending:
+            return
+        wanted = not load.decoded and self._faults.delivers(load)
+        if wanted and not self.finished and self._config.on_device(load.plan):
+            load.pending = 1  # the device's work is one more piece
+            self._complete.append(load)
+        else:
             self.slots.filled(load.slot)
+
+    def _decode(self, effects: list[Effect]) -> None:
+        effects.extend(Decode(load) for load in self._complete)
+        self._complete.clear()
+
+    def _on_decoded(self, decoded: Decoded, effects: list[Effect]) -> None:
+        load = self._loads.get(decoded.slot)
+        if load is None or load.generation != decoded.generation:
+            return
+        load.pending -= 1
+        if decoded.error is not None:
+            self._fail(decoded.error, effects)
+            return
+        load.decoded = not decoded.refused
+        for row in reversed(sorted(decoded.refused)):
+            load.pending += 1
+            self._queue.appendleft(_Chunk(load, row, row + 1, refused=True))
+        self._look_at(load)
 
     def _on_placed(self, placed: Placed) -> None:
         slot, generation, lent, copying = placed
@@ -309,8 +314,7 @@ class Core:
             else:
                 self._row_failed(load, rows[0], failure, lethal=True)
             self._requeue(load, [(chunk.begin, rows[0])])
-            if load.pending == 0:
-                self.slots.filled(load.slot)
+            self._look_at(load)
         error = self._faults.lost(lost, items, suspect=at is not None, began=worker.began)
         if error is not None:
             self._fail(error, effects)
@@ -328,8 +332,7 @@ class Core:
         self._requeue(load, list(runs(rows)))
         for offset, failure in bad.items():
             self._row_failed(load, chunk.begin + offset, failure)
-        if load.pending == 0:
-            self.slots.filled(load.slot)
+        self._look_at(load)
 
     def _on_unreadable(self, unreadable: Unreadable) -> None:
         worker = self._workers[unreadable.worker]
@@ -343,8 +346,7 @@ class Core:
             self._row_failed(load, chunk.begin, unreadable.failure)
         else:  # once more, one by one
             self._requeue(load, [(row, row + 1) for row in range(chunk.begin, chunk.end)])
-        if load.pending == 0:
-            self.slots.filled(load.slot)
+        self._look_at(load)
 
     def _requeue(self, load: Load, pieces: list[tuple[int, int]], *, suspect: bool = False) -> None:
         """To be done again, and before anything else: they are the oldest."""
@@ -472,7 +474,7 @@ class Core:
             chunk = self._queue.popleft()
             self._chunk_count += 1
             self._workers[number].chunks[self._chunk_count] = chunk
-            effects.append(Dispatch(number, self._chunk_count, chunk.load, chunk.begin, chunk.end))
+            effects.append(Dispatch(number, self._chunk_count, chunk.load, chunk.begin, chunk.end, chunk.refused))
 
     def _least_busy(self) -> int | None:
         best: int | None = None

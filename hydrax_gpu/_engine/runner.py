@@ -11,7 +11,7 @@ import pickle
 import queue
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,8 @@ from hydrax_gpu._engine.core import Core
 from hydrax_gpu._engine.inbox import EpollInbox
 from hydrax_gpu._engine.messages import (
     Copied,
+    Decode,
+    Decoded,
     Dispatch,
     Drop,
     Effect,
@@ -146,6 +148,21 @@ class Placer(Protocol):
         """Whether a device decodes the arrays of a layout, so that workers must not."""
         ...
 
+    def takes_files(self, layout: int) -> bool:
+        """Whether a device decodes the compressed files of a layout, so that workers leave them to it."""
+        ...
+
+    def decode_files(
+        self,
+        slot: int,
+        generation: int,
+        layout: int,
+        plan: BatchPlan,
+        done: Callable[[Mapping[int, str], Exception | None], None],
+    ) -> None:
+        """Lets a device decode the files in a slot; calls `done` from a thread of its own."""
+        ...
+
     def place(
         self,
         slot: int,
@@ -239,6 +256,8 @@ class Runner:
             current = messages.popleft()
             if type(current) is Result:
                 self._count(current)
+            elif type(current) is Decoded:
+                self._count_lines(Counter(current.refused.values()))
             elif type(current) is WorkerReady:
                 self.workers[current.worker] = current
             for effect in self.core.step(current):
@@ -334,11 +353,14 @@ class Runner:
         self.counters.chunks += 1
         self.counters.busy_ns += max(0, result.busy_ns)
         if result.counts:
-            before = self.counters.fallbacks
-            for line in result.counts.keys() - before.keys():
-                _log.warning("%s (further cases are counted in the report)", line)
-            # a new dict, because other threads read it
-            self.counters.fallbacks = before | {line: before.get(line, 0) + n for line, n in result.counts.items()}
+            self._count_lines(result.counts)
+
+    def _count_lines(self, counts: Mapping[str, int]) -> None:
+        before = self.counters.fallbacks
+        for line in counts.keys() - before.keys():
+            _log.warning("%s (further cases are counted in the report)", line)
+        # a new dict, because other threads read it
+        self.counters.fallbacks = before | {line: before.get(line, 0) + n for line, n in counts.items()}
 
     # Effects.
 
@@ -346,6 +368,8 @@ class Runner:
         match effect:
             case Dispatch():
                 self._dispatch(effect)
+            case Decode(load):
+                self._decode(load)
             case Place(load):
                 self._place(load)
             case Drop(load):
@@ -371,10 +395,11 @@ class Runner:
         decode = self._worker_decodes[layout]
         if decode is None:
             decode = self._worker_decodes[layout] = not self._placer.decodes(layout)
+        encode = not effect.refused and self._placer.takes_files(layout)
         try:
             # Of a plain range, which stands for "no descriptors, just numbers", the item is the index.
             items = indices if self._plain[layout] else list(map(data.__getitem__, indices))
-            task = Task(effect.chunk, effect.load.slot, layout, begin, items, seeds, decode)
+            task = Task(effect.chunk, effect.load.slot, layout, begin, items, seeds, decode, encode)
             self.executor.submit(effect.worker, task)
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
@@ -392,6 +417,19 @@ class Runner:
             f"\n{lost.traceback}" if lost.traceback else "",
         )  # fmt: skip
         self.executor.respawn(lost.worker)
+
+    def _decode(self, load: Load) -> None:
+        plan, slot, generation = load.plan, load.slot, load.generation
+        post = self.inbox.post
+
+        def done(refused: Mapping[int, str], error: Exception | None) -> None:
+            wrapped = None
+            if error is not None:
+                wrapped = PlacementError(f"a device could not decode the files of a batch: {describe(error)}")
+                wrapped.__cause__ = error
+            post(Decoded(slot, generation, refused, wrapped))
+
+        self._placer.decode_files(slot, generation, self._layout(plan), plan, done)
 
     def _place(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation

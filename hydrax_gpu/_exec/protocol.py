@@ -108,7 +108,8 @@ class WorkSpec:
 class Task(NamedTuple):
     """Rows `row .. row + len(items)` of a slot to fill. Plain and small: it is pickled once and sent to a process.
 
-    `decode` tells whether declared arrays are to be decoded by the worker, and not later on a device.
+    `decode` tells whether declared arrays are to be decoded by the worker, and not later on a device; `encode` whether
+    compressed files are to be left to a device (`_mem.encoded`).
     """
 
     chunk: int
@@ -118,6 +119,7 @@ class Task(NamedTuple):
     items: list[Any]
     seeds: list[int] | None
     decode: bool = True
+    encode: bool = False
 
 
 class Failure(NamedTuple):
