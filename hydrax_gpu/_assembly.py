@@ -17,7 +17,7 @@ from hydrax_gpu._exec.protocol import Executor, WorkSpec
 from hydrax_gpu._exec.threads import ThreadExecutor
 from hydrax_gpu._kernels.choice import Choice
 from hydrax_gpu._mem.arena import Arena
-from hydrax_gpu._mem.encoded import with_encoded
+from hydrax_gpu._mem.encoded import Encoded, with_encoded
 from hydrax_gpu._plan import Plan
 from hydrax_gpu._spec import Layout, LayoutTuple
 from hydrax_gpu.batch import columns
@@ -91,8 +91,10 @@ def user_placement(function: UserPlacement[D] | None, groups: tuple[DataGroup[D]
 
 def with_files(layout: Layout, loader: object) -> Layout:
     """The layout with room for the compressed files that a loader can leave to a device, if it can."""
-    encoded = getattr(loader, "encoded", None)
-    return with_encoded(layout, encoded) if isinstance(encoded, Mapping) else layout
+    encoded: object = getattr(loader, "encoded", None)
+    if not isinstance(encoded, Mapping) or not callable(getattr(loader, "encode", None)):
+        return layout
+    return with_encoded(layout, cast("Mapping[str, Encoded]", encoded))
 
 
 def decoded_by(kernels: Choice | None, placer: _place.Placer | None) -> str:

@@ -63,9 +63,9 @@ class ImageLoader:
         max_file_bytes: size of the largest file that is read.
         decoders: who decodes JPEG, in the order in which they are asked: `"libjpeg-turbo"`, `"simplejpeg"`, `"Pillow"`.
             Other formats are Pillow's.
-        encoded_bytes: on a GPU with `delivery="alias"`, JPEG files of up to this size are decoded there, and each row of
-            a slot has so much host memory for one; workers decode what is larger. By default twice the bytes of a row in
-            uint8 and RGB, and at least 64 KiB; 0 leaves nothing to a GPU. Elsewhere it means nothing.
+        encoded_bytes: on a GPU with `delivery="alias"`, JPEG files of up to this size are decoded there, and each row
+            of a slot has so much host memory for one; workers decode what is larger. By default twice the bytes of a
+            row in uint8 and RGB, and at least 64 KiB; 0 leaves nothing to a GPU. Elsewhere it means nothing.
 
     Raises:
         ValueError, TypeError: an argument is not valid.
@@ -188,7 +188,7 @@ class ImageLoader:
             arrays[name][...] = value
 
     def encode(self, item: Any, arrays: Arrays, encoded: Arrays, seed: int | None) -> None:
-        """As a call, but that a file which a device can decode is left to it: with the part and the crop of the picture.
+        """As a call, but that a file which a device can decode is left to it, with the crop that was drawn.
 
         Args:
             item: its descriptor.
