@@ -219,7 +219,8 @@ class Core:
         """To be called when a chunk was done. What is complete is filled, or a device is to decode it before."""
         if load.pending:
             return
-        wanted = not load.decoded and self._faults.delivers(load)
+        # Also of a batch that others of its items doom: what is bad is to be known, whoever reads it.
+        wanted = not (load.decoded or load.dropped or load.hopeless)
         if wanted and not self.finished and self._config.on_device(load.plan):
             load.pending = 1  # the device's work is one more piece
             self._complete.append(load)
@@ -238,8 +239,10 @@ class Core:
         if decoded.error is not None:
             self._fail(decoded.error, effects)
             return
-        load.decoded = not decoded.refused
-        for row in reversed(sorted(decoded.refused)):
+        failed = {failure.row for failure in load.failures} if not self._faults.replaces(known=False) else set[int]()
+        refused = decoded.refused.keys() - failed
+        load.decoded = not refused
+        for row in sorted(refused, reverse=True):
             load.pending += 1
             self._queue.appendleft(_Chunk(load, row, row + 1, refused=True))
         self._look_at(load)

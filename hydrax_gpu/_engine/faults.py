@@ -159,10 +159,6 @@ class FaultBook:
             return self._too_many(f"each of the first {self._in_a_row} batches had bad items. {advice}")
         return None
 
-    def delivers(self, load: Load) -> bool:
-        """Whether a batch, as far as it is known, will be handed out when its turn comes."""
-        return not (load.hopeless or load.dropped or (load.failures and self._rules.mode != "replace"))
-
     def is_dropped(self, load: Load) -> bool:
         """Whether a complete batch is to be left out."""
         return load.dropped or (bool(load.failures) and self._rules.mode == "drop")

@@ -114,8 +114,7 @@ class EncodingLoader(Protocol):
     ) -> dict[str, Any] | None:
         """As the loader function, but for the arrays in `encoded`.
 
-        Of each of those it either writes the file, by `write`, or the array's row itself, and then `write`s that there
-        is no file.
+        Of each of those it first `write`s that there is no file, and then either the file, or the array's row itself.
         """
         ...
 

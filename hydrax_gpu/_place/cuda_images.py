@@ -20,6 +20,9 @@ __all__ = ["NvImageDecoder", "Pixels"]
 
 _THREADS = 8
 
+_OPTIONS = ":fancy_upsampling=1"
+"""Chroma is interpolated as libjpeg does it, and not repeated."""
+
 REFUSED = "nvImageCodec does not decode it"
 
 
@@ -76,7 +79,7 @@ class NvImageDecoder:
 
     @staticmethod
     def _new(codec: Any, device_id: int, threads: int) -> Any:
-        return codec.Decoder(device_id=device_id, max_num_cpu_threads=threads)
+        return codec.Decoder(device_id=device_id, max_num_cpu_threads=threads, options=_OPTIONS)
 
     @staticmethod
     def _memory(shape: tuple[int, int, int], address: int) -> Any:

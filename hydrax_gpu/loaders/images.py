@@ -199,6 +199,7 @@ class ImageLoader:
         Raises:
             ImageError, KeyError, ValueError: as a call.
         """
+        write(encoded[self._image], None)  # what an earlier item left there is not to be decoded in its place
         source, labels = self._parts(item if self._read is None else self._read(item))
         self._worker().encode(source, arrays[self._image], encoded[self._image], seed)
         for name, value in zip(self._names, labels, strict=True):
@@ -308,7 +309,6 @@ class _Worker:
             raise ImageError(_name(source), str(error)) from error.__cause__
         self._count(f"a worker decoded a picture that a device was to decode: {reason}")
         self._resize(part.pixels, part.box, out, turn=turn)
-        write(row, None)
 
     def _unfit(self, picture: Picture, capacity: int) -> str | None:
         """Why a picture is not left to a device."""
