@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from hydrax_gpu import DataGroup, Dataloader, ErrorPolicy
+from hydrax_gpu._kernels.resize_crop_flip_normalize import Args, Box, Item, Resize, Turn, aim, measure, taps
+from hydrax_gpu._mem.encoded import PictureRows
+from hydrax_gpu._place.device import Device
 from hydrax_gpu.loaders import CenterCrop, ImageLoader
 from tests import image_files as pictures
 
@@ -149,3 +155,65 @@ def check_damaged(mode: Any, device: contextlib.AbstractContextManager[Any] | No
     if bad == {3, 8, 12}:
         assert got.rows == wanted.rows and min(compare(load, got, wanted)) >= LEAST_DB
     return got
+
+
+ROWS = [
+    PictureRows(24, 31, 3, "HWC", np.dtype(np.uint8)),
+    PictureRows(31, 24, 3, "CHW", np.dtype(np.uint8)),
+    PictureRows(17, 17, 1, "HWC", np.dtype(np.uint8)),
+    PictureRows(20, 300, 3, "CHW", np.dtype(np.float32), (0.01, 0.02, 0.005), (-1.0, 0.5, 0.25)),
+    PictureRows(9, 40, 3, "HWC", np.dtype(np.float16), (0.01, 0.02, 0.005), (-1.0, 0.5, 0.25)),
+    PictureRows(33, 12, 1, "CHW", np.dtype(jnp.bfloat16), (1 / 255,), (0.0,)),
+]
+
+
+def check_resizer(device: Device, rows: PictureRows, download: Callable[[int, int], bytes], count: int = 12) -> None:
+    """The kernel's launch on a device makes the very bits that the twin makes, for boxes and turns of all kinds.
+
+    Args:
+        device: the device.
+        rows: what it is to make.
+        download: bytes of device memory, by address and number.
+        count: of the batch.
+    """
+    rng = np.random.default_rng(rows.height)
+    swap = bool(rows.height % 2)
+    parts = [
+        rng.integers(0, 256, (int(rng.integers(1, 90)), int(rng.integers(1, 90)), rows.channels), np.uint8)
+        for _ in range(count)
+    ]
+    boxes: list[Box] = []
+    turns: list[Turn] = []
+    for part in parts:
+        h, w = (int(rng.integers(1, 8 * extent + 1)) for extent in part.shape[:2])
+        boxes.append(Box(int(rng.integers(0, 8 * part.shape[1] - w + 1)), int(rng.integers(0, 8 * part.shape[0] - h + 1)),
+                         w, h))  # fmt: skip
+        turns.append(Turn(swap, *map(bool, rng.integers(0, 2, 2))))
+    elements = int(np.prod(rows.shape))
+    out_nbytes = count * elements * rows.dtype.itemsize
+    height, width = (rows.width, rows.height) if swap else (rows.height, rows.width)
+    args = Args(rows=count, out_stride=0)
+    measure(args, height, width, max(taps(height, box.height) for box in boxes),
+            max(taps(width, box.width) for box in boxes))  # fmt: skip
+    sizes = [out_nbytes, ctypes.sizeof(Item) * count, 2 * args.table_count * count, *(part.nbytes for part in parts)]
+    offsets = np.cumsum([0, *(-(-size // 256) * 256 for size in sizes)]).tolist()
+    memory = device.allocate(offsets[-1], "device")
+    out, items_at, args.table, *places = (memory.address + offset for offset in offsets[:-1])
+    items = (Item * count)()
+    stream = device.new_stream()
+    for index, (item, part, box, turn, place) in enumerate(zip(items, parts, boxes, turns, places, strict=True)):
+        device.copy_in(stream, place, part.ctypes.data, part.nbytes)
+        item.picture, item.stride, item.pixel, item.columns = place, part.strides[0], rows.channels, part.shape[1]
+        item.box[:] = box
+        aim(item, rows.height, rows.width, rows.channels, rows.layout, turn)
+        item.origin += index * elements
+    device.copy_in(stream, items_at, ctypes.addressof(items), ctypes.sizeof(items))
+    args.items, args.out = items_at, out
+    device.resizer(rows)(stream, args)
+    device.synchronize(stream)
+    got = np.frombuffer(download(out, out_nbytes), np.uint8).reshape(count, -1)
+    twin = Resize(None, rows.height, rows.width, rows.channels, rows.layout, rows.dtype, rows.scale, rows.bias)
+    for index, (part, box, turn) in enumerate(zip(parts, boxes, turns, strict=True)):
+        wanted = np.empty(rows.shape, rows.dtype)
+        twin(part, box, wanted, turn=turn)
+        np.testing.assert_array_equal(got[index], wanted.reshape(-1).view(np.uint8), err_msg=f"{box} {turn}")

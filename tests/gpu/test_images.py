@@ -10,7 +10,16 @@ import pytest
 
 from hydrax_gpu.loaders import ImageLoader
 from tests import image_files as pictures
-from tests.gpu.pictures import LABELS, LOADERS, check_damaged, check_like_the_cpu, photographs, run
+from tests.gpu.pictures import (
+    LABELS,
+    LOADERS,
+    ROWS,
+    check_damaged,
+    check_like_the_cpu,
+    check_resizer,
+    photographs,
+    run,
+)  # fmt: skip
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240), pytest.mark.usefixtures("cupy")]
 
@@ -18,6 +27,20 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(240), pytest.mark.usefixtures
 @pytest.fixture(autouse=True, scope="module")
 def _codec() -> None:
     pytest.importorskip("nvidia.nvimgcodec", reason="nvImageCodec is not installed")
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=lambda rows: f"{rows.dtype.name}-{rows.layout}-{rows.channels}")
+def test_the_kernel_makes_the_bits_of_its_twin(cupy: Any, rows: Any) -> None:
+    import jax
+
+    from hydrax_gpu._place.cuda import CudaDevice
+
+    def download(address: int, nbytes: int) -> bytes:
+        host = np.empty(nbytes, np.uint8)
+        cupy.cuda.runtime.memcpy(host.ctypes.data, address, nbytes, 2)
+        return host.tobytes()
+
+    check_resizer(CudaDevice(jax.local_devices()[0]), rows, download, count=64)
 
 
 @pytest.mark.parametrize("kind", LOADERS)

@@ -36,9 +36,11 @@ from tests.gpu.machines import FakeMachine
 from tests.gpu.pictures import (
     LABELS,
     LOADERS,
+    ROWS,
     Run,
     check_damaged,
     check_like_the_cpu,
+    check_resizer,
     compare,
     damaged,
     on_the_cpu,
@@ -427,7 +429,33 @@ def test_files_lie_behind_the_arrays_of_a_layout() -> None:
         assert with_encoded(layout, other) is layout
 
 
+@pytest.mark.parametrize("library", [True, False])
+@pytest.mark.parametrize("rows", ROWS, ids=lambda rows: f"{rows.dtype.name}-{rows.layout}-{rows.channels}")
+def test_the_launch_makes_the_bits_of_the_twin(
+    rows: PictureRows, library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydrax_gpu import testing
+    from hydrax_gpu._kernels.choice import Choice
+
+    if not library:
+        monkeypatch.setattr(testing, "choose", lambda: Choice(None, "it is left out by a test"))
+    elif not sources.LIBRARY.exists():
+        pytest.skip("the host library was not built")
+    check_resizer(FakeDevice(), rows, ctypes.string_at)
+
+
 # CUDA, of which stubs stand in.
+
+
+@pytest.mark.skipif(
+    not sources.LIBRARY.exists(), reason="the host library, which stands in for the device's kernels, was not built"
+)
+@pytest.mark.parametrize("rows", ROWS, ids=lambda rows: f"{rows.dtype.name}-{rows.layout}-{rows.channels}")
+def test_cudas_launch_makes_the_bits_of_the_twin(rows: PictureRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    cupy_stub.install(monkeypatch)
+    check_resizer(on_host(jax.devices()[0]), rows, ctypes.string_at)
 
 
 @pytest.mark.skipif(
