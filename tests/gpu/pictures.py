@@ -186,8 +186,8 @@ def check_resizer(device: Device, rows: PictureRows, download: Callable[[int, in
     turns: list[Turn] = []
     for part in parts:
         h, w = (int(rng.integers(1, 8 * extent + 1)) for extent in part.shape[:2])
-        boxes.append(Box(int(rng.integers(0, 8 * part.shape[1] - w + 1)), int(rng.integers(0, 8 * part.shape[0] - h + 1)),
-                         w, h))  # fmt: skip
+        x, y = (int(rng.integers(0, 8 * part.shape[1 - k] - (w, h)[k] + 1)) for k in (0, 1))
+        boxes.append(Box(x, y, w, h))
         turns.append(Turn(swap, *map(bool, rng.integers(0, 2, 2))))
     elements = int(np.prod(rows.shape))
     out_nbytes = count * elements * rows.dtype.itemsize
