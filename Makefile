@@ -29,8 +29,9 @@ help:
 demo: $(VENV)/.stamp-demo $(KERNELS)
 	@$(BIN)/python docs/examples/digits/train.py $(ARGS)
 
+# two processes, a file's tests in one of them; `pytest` by itself uses one
 test: $(VENV)/.stamp-dev $(KERNELS)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # pyright looks into the environment whose python is first in PATH; --verifytypes knows no other way
 lint: export PATH := $(CURDIR)/$(BIN):$(PATH)

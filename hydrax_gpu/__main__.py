@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from hydrax_gpu._cachecli import add_parser, run
+
 __all__ = ["main"]
 
 
@@ -24,8 +26,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     doctor.add_argument("--json", action="store_true", help="for programs")
     doctor.add_argument("--timeout", type=float, default=120.0, metavar="S", help="for each package (default 120 s)")
+    add_parser(commands)
+    preview = commands.add_parser(
+        "preview",
+        help="load one batch and look at it: a table, and a contact sheet",
+        description="Loads one batch of a loader and shows what it holds. The status is 1 when it cannot.",
+    )
+    preview.add_argument("target", help="module:name of a Dataloader, or of a function that makes one; or file.py:name")
+    which = preview.add_mutually_exclusive_group()
+    which.add_argument("--batch", type=int, metavar="N", help="number of a training batch, from 0 (default: the first)")
+    which.add_argument("--state", metavar="FILE", help="JSON of a loader's state(): the batch that comes next")
+    preview.add_argument("-o", "--output", metavar="FILE", help="write a contact sheet there, such as sheet.png")
+    preview.add_argument("--rows", type=int, default=64, metavar="N", help="rows on the sheet (default: up to 64)")
+    preview.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(arguments)
+    if options.command == "cache":
+        return run(options)
     # Imported here: `hydrax-gpu --help` needs none of it.
+    if options.command == "preview":
+        from hydrax_gpu._preview import preview as show
+
+        status, text = show(
+            options.target,
+            batch=options.batch,
+            state=options.state,
+            output=options.output,
+            rows=max(1, options.rows),
+            as_json=options.json,
+        )
+        (sys.stderr if status else sys.stdout).write(text + "\n")
+        return status
     from hydrax_gpu._doctor import examine
 
     found = examine(timeout=options.timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
+from hydrax_gpu._engine.cached import Caching, NoCaching
 from hydrax_gpu._engine.faults import FaultRules
 from hydrax_gpu._plan import BatchPlan
 
@@ -27,6 +28,7 @@ class CoreConfig:
         together: a chunk's rows are loaded in one call, by a loader that wants many of them. So chunks are as large as
             can be with all workers busy, and nobody can tell at which of a chunk's items a worker is.
         faults: what to do about bad items and lost workers.
+        caching: which batches are in a cache.
         on_device: whether a device decodes files of a batch; asked when its rows are there.
     """
 
@@ -40,4 +42,5 @@ class CoreConfig:
     whole_batches: bool = False
     together: bool = False
     faults: FaultRules = field(default_factory=FaultRules)
+    caching: Caching = field(default_factory=NoCaching)
     on_device: Callable[[BatchPlan], bool] = lambda plan: False

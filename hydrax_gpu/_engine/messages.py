@@ -28,9 +28,11 @@ __all__ = [
     "Respawn",
     "Retire",
     "RowFailure",
+    "Settled",
     "Start",
     "Stop",
     "Taken",
+    "Unread",
     "Unsent",
     "name_items",
 ]
@@ -66,6 +68,9 @@ class Load:
         hopeless: whether a row has no substitute left.
         on_device: whether it was placed in the memory of a device.
         decoded: whether a device has decoded all files of its rows.
+        cached: whether its rows are read from a cache, in the layout of that.
+        unread: whether that has failed for some of them.
+        uncached: whether it is left out because it is not in the cache, from which alone its group comes.
     """
 
     plan: BatchPlan
@@ -81,6 +86,9 @@ class Load:
     hopeless: bool = False
     on_device: bool = False
     decoded: bool = False
+    cached: bool = False
+    unread: bool = False
+    uncached: bool = False
 
     def bad_items(self) -> list[BadItem]:
         """The items that could not be loaded."""
@@ -157,6 +165,10 @@ class Taken(NamedTuple):
     batches: int
 
 
+class Settled(NamedTuple):
+    """Of what was being written to a cache when it was looked for, something is there now, or will never be."""
+
+
 class Stop(NamedTuple):
     """Plan and place nothing any more."""
 
@@ -177,6 +189,7 @@ Message: TypeAlias = (
     | Decoded
     | PlacementFailed
     | Taken
+    | Settled
     | Stop
     | Result
     | Unsent
@@ -216,6 +229,13 @@ class Drop(NamedTuple):
     load: Load
 
 
+class Unread(NamedTuple):
+    """These rows of a batch were to be read from its cache, and could not be."""
+
+    load: Load
+    rows: list[int]
+
+
 class Retire(NamedTuple):
     """A batch in device memory is gone: see to it that nothing is written there before its last reader is done."""
 
@@ -240,4 +260,4 @@ class Finish(NamedTuple):
     """Nothing more will come: the end was reached."""
 
 
-Effect: TypeAlias = Dispatch | Decode | Place | Drop | Retire | Respawn | Fail | Finish
+Effect: TypeAlias = Dispatch | Decode | Place | Drop | Unread | Retire | Respawn | Fail | Finish
