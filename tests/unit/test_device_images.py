@@ -7,6 +7,7 @@ import gc
 import logging
 import threading
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -259,6 +260,26 @@ def test_without_the_library_workers_decode_and_a_note_says_why(caplog: pytest.L
     (note,) = got.report.notes
     assert note.startswith("workers decode the pictures, and not a fake device: ImportError: nvImageCodec")
     assert caplog.text.count("pip install 'hydrax-gpu[cuda12]'") == 1
+
+
+def test_what_is_cached_as_it_is_loaded_is_decoded_by_workers(tmp_path: Path) -> None:
+    """The cache holds the rows that workers write: pixels, and not files."""
+    wanted = on_the_cpu(random_crop(), photographs())
+    for again in (False, True):
+        device, load = FakeDevice(), random_crop()
+        group = DataGroup(
+            5, photographs(), loader_arrays=load.arrays(), seed=5, shuffle_first=True, remainder="pad",
+            cache_location=tmp_path / "cache", cache_readonly=again,
+        )  # fmt: skip
+        rows: list[np.ndarray[Any, Any]] = []
+        with device.in_use(), Dataloader(load, group, end_at=("epoch", 1), executor="thread", delivery="alias") as it:
+            for batch in it:
+                rows += list(np.array(batch.arrays["image"]))
+                del batch
+        assert not device.pictures
+        assert all(np.array_equal(a, b) for a, b in zip(rows, wanted.images[: len(rows)], strict=True))
+        (cache,) = it.report().caches
+        assert cache.kind == "direct" and (cache.hits > 0) == again
 
 
 # With declared decodes.
