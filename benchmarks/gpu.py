@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from . import gpu_images
 from .harness import Case, Experiment, Goal, Metric, target_case
 
-NAMES = ("h2d", "step", "kernels")
+NAMES = ("h2d", "step", "kernels", "images")
 ENVIRONMENT = {"JAX_PLATFORMS": "cuda,cpu"}
 
 KERNELS = {
@@ -54,6 +55,8 @@ def experiments(only: list[str], window_s: float, warm_s: float) -> Iterator[Exp
         yield _step(times)
     if "kernels" in only:
         yield _kernels()
+    if "images" in only:
+        yield gpu_images.experiment(times, ENVIRONMENT)
 
 
 def _case(name: str, function: str, *, judged: bool = False, **settings: Any) -> Case:

@@ -17,6 +17,7 @@ from hydrax_gpu._exec.protocol import Executor, WorkSpec
 from hydrax_gpu._exec.threads import ThreadExecutor
 from hydrax_gpu._kernels.choice import Choice
 from hydrax_gpu._mem.arena import Arena
+from hydrax_gpu._mem.encoded import Encoded, with_encoded
 from hydrax_gpu._plan import Plan
 from hydrax_gpu._progress import Progress
 from hydrax_gpu._spec import Layout, LayoutTuple
@@ -42,6 +43,7 @@ __all__ = [
     "new_placer",
     "notes_of",
     "shards_of",
+    "with_files",
 ]
 
 REPLACES = "bad items are replaced, and no batch is dropped, since that would have to be known to all processes"
@@ -201,6 +203,23 @@ def _user_placement(
     return place
 
 
+def with_files(layouts: Sequence[Layout], groups: Sequence[DataGroup[Any]], loader: object) -> list[Layout]:
+    """The layouts with room for the compressed files that a loader can leave to a device, if it can.
+
+    Not those of groups with a direct cache, to which workers write pixels.
+    """
+    encoded: object = getattr(loader, "encoded", None)
+    if not isinstance(encoded, Mapping) or not callable(getattr(loader, "encode", None)):
+        return list(layouts)
+    files = cast("Mapping[str, Encoded]", encoded)
+    caches = [cache_of(group) for group in groups]
+    changed = [
+        layout if cache is not None and cache.kind == "direct" else with_encoded(layout, files)
+        for layout, cache in zip(layouts, caches, strict=False)
+    ]
+    return [*changed, *layouts[len(groups) :]]
+
+
 def decoded_by(kernels: Choice | None, placer: _PlacerOf) -> str:
     """Who decodes what declared arrays hold; "" when there is nothing to decode."""
     if kernels is None:
@@ -233,6 +252,7 @@ def memory_report(arena: Arena | None, placer: _PlacerOf) -> dict[str, Any]:
         "device": placer.device_name if placer is not None else None,
         "device_memory_bytes": placer.device_bytes if placer is not None else 0,
         "pinned": placer.pinned if placer is not None else None,
+        "pictures": placer.pictures_by if placer is not None else "",
     }
 
 

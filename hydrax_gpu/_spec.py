@@ -5,7 +5,10 @@ and holds `batch_size` rows without gaps, so that the loader's view of an item, 
 are all plain C-contiguous windows on the same bytes.
 
 An array with a decode has two regions: what the loader function writes (*wire*) and what the batch holds. All wire
-regions come first, those of arrays without a decode among them, so that one copy takes them to a device.
+wire regions come first, those of arrays without a decode among them, so that one copy takes them to a device.
+
+An array whose rows a device decodes from compressed files has a third region, behind all others: the files. It is the
+host's alone.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -23,7 +26,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from hydrax_gpu.decode.base import Decode, Kept
 
-__all__ = ["ALIGNMENT", "ArrayLayout", "ArraySpec", "Layout", "LayoutTuple", "kept"]
+__all__ = ["ALIGNMENT", "ArrayLayout", "ArraySpec", "EncodedLayout", "Layout", "LayoutTuple", "kept"]
 
 ALIGNMENT = 256
 """Bytes. JAX aliases host memory from 64-byte boundaries on; CUDA's coalesced and bulk copies like 256."""
@@ -122,6 +125,27 @@ class ArrayLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedLayout:
+    """Where the compressed files of an array's rows lie, for a device to decode them; see `_mem.encoded`.
+
+    Attributes:
+        name: of the array; its rows are those of `Layout.wire`.
+        offset: of the first row's file, in bytes.
+        row_nbytes: bytes from one row's to the next, a multiple of `ALIGNMENT`.
+        scratch: offset of `scratch_nbytes` bytes that belong to whoever drives the device.
+        scratch_nbytes: their number.
+        rows: what the decoded rows are, an `_mem.encoded.PictureRows`.
+    """
+
+    name: str
+    offset: int
+    row_nbytes: int
+    scratch: int
+    scratch_nbytes: int
+    rows: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """The memory of one batch.
 
@@ -132,6 +156,7 @@ class Layout:
         wire: what the loader function writes, in the order of declaration. Without a decode, an array of the batch.
         wire_nbytes: size of the wire regions, which are the first, in bytes.
         decodes: how those of `arrays` that are not in `wire` come about, by the name of the declared array.
+        encoded: those of `wire` that a device may decode from files.
     """
 
     rows: int
@@ -140,6 +165,7 @@ class Layout:
     wire: tuple[ArrayLayout, ...]
     wire_nbytes: int
     decodes: tuple[tuple[str, Decode], ...] = ()
+    encoded: tuple[EncodedLayout, ...] = ()
 
     @staticmethod
     def build(rows: int, specs: Mapping[str, object]) -> Layout:
@@ -177,6 +203,25 @@ class Layout:
             {a.name: ArraySpec(a.item_shape, a.numpy_dtype, a.jax_dtype, decodes.get(a.name)) for a in self.wire},
         )
 
+    def with_encoded(self, name: str, row_nbytes: int, scratch_nbytes: int, rows: Any) -> Layout:
+        """The same with room for the files of an array's rows.
+
+        Args:
+            name: of an array of `wire`.
+            row_nbytes: for each row; rounded up.
+            scratch_nbytes: for whoever drives the device; rounded up.
+            rows: what the rows are.
+        """
+        stride, scratch = _aligned(row_nbytes), _aligned(scratch_nbytes)
+        added = EncodedLayout(name, self.nbytes + scratch, stride, self.nbytes, scratch, rows)
+        nbytes = self.nbytes + scratch + self.rows * stride
+        return replace(self, nbytes=nbytes, encoded=(*self.encoded, added))
+
+    @property
+    def arrays_nbytes(self) -> int:
+        """Bytes of all arrays, compressed files left out."""
+        return self.encoded[0].scratch if self.encoded else self.nbytes
+
     @property
     def batch_nbytes(self) -> int:
         """Bytes of what the batch holds, each array rounded up to the alignment."""
@@ -197,6 +242,18 @@ class Layout:
     def item_views(self, memory: memoryview) -> Sequence[MappingProxyType[str, npt.NDArray[Any]]]:
         """For each row, the read-only mapping of writable views that the loader function is called with."""
         return [MappingProxyType(views) for views in self._rows(memory)]
+
+    def file_views(self, memory: Buffer) -> Sequence[MappingProxyType[str, npt.NDArray[Any]]]:
+        """For each row, the read-only mapping of its regions for compressed files, uint8."""
+        return [
+            MappingProxyType(
+                {
+                    e.name: np.ndarray((e.row_nbytes,), np.uint8, buffer=memory, offset=e.offset + row * e.row_nbytes)
+                    for e in self.encoded
+                }
+            )
+            for row in range(self.rows)
+        ]
 
     def _rows(self, memory: memoryview) -> Iterator[dict[str, npt.NDArray[Any]]]:
         for row in range(self.rows):

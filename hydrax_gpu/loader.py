@@ -25,6 +25,7 @@ from hydrax_gpu._assembly import (
     new_placer,
     notes_of,
     shards_of,
+    with_files,
 )
 from hydrax_gpu._cachesetup import all_layouts, cache_infos, check_workers, open_caches
 from hydrax_gpu._engine import (
@@ -331,6 +332,8 @@ class Dataloader(Generic[D]):
         shards = self._shards
         if shards is not None:
             layouts = shards.layouts
+        elif self._placement_func is None and _place.may_take_files(self._delivery):
+            layouts = with_files(layouts, groups, self._loader_func)
         inbox = EpollInbox()
         try:
             caches = self._caches = open_caches(
@@ -361,6 +364,9 @@ class Dataloader(Generic[D]):
             shared=self._executor_name == "process",
         )
         executor = new_executor(self._executor_name, spec, arena, inbox, workers)
+        placer = self._placer = new_placer(arena, layouts, self._delivery, self._placement_func, groups, cached, shards)
+        # Not `self`: the engine must not keep the loader alive.
+        self_training, self_validation = self._training, self._validation
         core = Core(
             CoreConfig(
                 plan=self._plan.at if shards is None else shards.plan(self._plan.at, len(self._training)),
@@ -373,18 +379,12 @@ class Dataloader(Generic[D]):
                 whole_batches=self._executor_name == "inline",
                 together=hasattr(self._loader_func, "load_rows"),
                 faults=fault_rules(
-                    policy,
-                    self._plan,
-                    groups,
-                    self._found,
-                    self._position,
-                    self._progress,
-                    several=self._several,
+                    policy, self._plan, groups, self._found, self._position, self._progress, several=self._several
                 ),
                 caching=NoCaching() if caches is None else caches,
+                on_device=lambda plan: placer.takes_files(plan.group + len(self_training) * plan.validation),
             )
         )
-        self._placer = new_placer(arena, layouts, self._delivery, self._placement_func, groups, cached, shards)
         first = first_validation(self._plan, self._position, self._first_step)
 
         def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any, read: bool) -> Batch[D]:
@@ -394,12 +394,10 @@ class Dataloader(Generic[D]):
             sink: CacheSink | None = None if cached else caches
             return make_batch(group, plan, arrays, additional, first, cached=cached, sink=sink)
 
-        # Not `self`: the engine must not keep the loader alive.
-        self_training, self_validation = self._training, self._validation
         self._runner = Runner(
             core,
             executor,
-            self._placer,
+            placer,
             inbox,
             data=[data_of(group) for group in groups],
             training_groups=len(self._training),

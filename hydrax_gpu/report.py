@@ -140,6 +140,8 @@ class Report:
     kernels: str = ""
     """What decodes arrays: `host library`, or `NumPy` and why; empty when none is declared to be decoded."""
 
+    pictures: str = ""
+    """What decodes the pictures of files that workers leave to it; empty when they leave none."""
     caches: tuple[CacheInfo, ...] = ()
     """What was done with the groups' caches."""
 
@@ -203,6 +205,8 @@ class Report:
         ]
         if self.kernels:
             lines.append(f"decoding      by {self.kernels}")
+        if self.pictures:
+            lines.append(f"pictures      decoded by {self.pictures}")
         if self.device is not None:
             where = f", {self.device_memory_bytes / 2**20:.1f} MiB there" if self.device_memory_bytes else ""
             pinned = "pinned" if self.pinned else "not pinned"

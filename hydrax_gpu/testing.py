@@ -18,17 +18,24 @@ import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from hydrax_gpu._decode.chain import DECODERS, Chain
+from hydrax_gpu._decode.contract import Damaged
+from hydrax_gpu._kernels.choice import choose
+from hydrax_gpu._kernels.formats import tag
+from hydrax_gpu._kernels.host import load
+from hydrax_gpu._kernels.resize_crop_flip_normalize import EIGHTHS, Args, Box, factors, run_twin
+from hydrax_gpu._mem.encoded import PictureRows
 from hydrax_gpu._place import backends, jaxio
 from hydrax_gpu._place.conversions import exact
 from hydrax_gpu._place.decoding import bind
-from hydrax_gpu._place.device import Convert, Decoder, DeviceMemory, Owner
+from hydrax_gpu._place.device import Convert, Decoder, DeviceMemory, ImageDecoder, Owner, Picture, Resizer
 from hydrax_gpu._spec import ALIGNMENT, Layout
 
 __all__ = ["FakeArray", "FakeDevice", "FakeEvent", "FakeStream"]
@@ -131,6 +138,14 @@ class FakeDevice:
         """Number of fences that were asked for."""
         self.copies: list[tuple[int, int, int]] = []
         """`(destination, source, bytes)` of each copy that was asked for."""
+        self.pictures: list[Picture] = []
+        """The parts of pictures that were decoded."""
+        self.refuses: Callable[[bytes], str | None] = lambda data: None
+        """For a file's bytes, why the device does not decode it; None if it does. To be set by a test."""
+        self.before_decoding: Callable[[], object] = lambda: None
+        """Called before pictures are decoded, on the thread that has to wait for that. To be set by a test."""
+        self.decoder_error: str | None = None
+        """Why pictures cannot be decoded at all. To be set by a test."""
 
     # What a test does.
 
@@ -324,6 +339,63 @@ class FakeDevice:
                 self._add(stream, "decode", run)
 
         return decode
+
+    def image_decoder(self, channels: int) -> ImageDecoder:
+        """By the decoders of the CPU, at once; the pixels come when it is the stream's turn."""
+        if self.decoder_error is not None:
+            raise ImportError(self.decoder_error)
+        chain = Chain(DECODERS, choose().path, (0, 0, 0), srgb=False, gray=channels == 1, count=lambda line: None)
+
+        def decode(stream: FakeStream, pictures: Sequence[Picture]) -> list[str | None]:
+            self.before_decoding()
+            return [self._decode_picture(stream, chain, channels, picture) for picture in pictures]
+
+        return decode
+
+    def _decode_picture(self, stream: FakeStream, chain: Chain, channels: int, picture: Picture) -> str | None:
+        data = _window(picture.data, (picture.nbytes,), np.dtype(np.uint8)).copy()
+        if (reason := self.refuses(data.tobytes())) is not None:
+            return reason
+        box = Box(EIGHTHS * picture.x, EIGHTHS * picture.y, EIGHTHS * picture.width, EIGHTHS * picture.height)
+        try:
+            opened = chain.open(data)
+            opened.orientation = 1  # the kernel turns it
+            part = chain.decode(opened, box, picture.height, picture.width)
+        except Damaged as error:
+            return str(error)
+        x, y = part.box.x // EIGHTHS, part.box.y // EIGHTHS
+        pixels = part.pixels[y : y + picture.height, x : x + picture.width, :channels].copy()
+        with self._lock:
+            self.pictures.append(picture)
+
+            def run() -> None:
+                _window(picture.destination, pixels.shape, pixels.dtype)[...] = pixels
+
+            self._add(stream, "decode a picture", run)
+        return None
+
+    def resizer(self, rows: PictureRows) -> Resizer:
+        """By the host library, the way that a device goes, or, where there is none, by the twin."""
+        affine, scale, bias = factors(rows.channels, rows.dtype, rows.scale, rows.bias)
+        path = choose().path
+        library = None if path is None else load(path)
+
+        def resize(stream: FakeStream, given: Args) -> None:
+            own: Any = Args.from_buffer_copy(given)
+            own.channels, own.affine = rows.channels, affine
+            own.scale, own.bias = scale.ctypes.data, bias.ctypes.data
+
+            def run() -> None:
+                if library is None:
+                    run_twin(own, rows.dtype, scale, bias)
+                    return
+                library.entry("resize_table")(own)
+                library.entry(f"resize_direct_{tag(rows.dtype)}")(own)
+
+            with self._lock:
+                self._add(stream, "resize", run)
+
+        return resize
 
     def fence(self, stream: FakeStream) -> None:
         """Waits for what `compute` has now; or does not, if `fences` is off."""

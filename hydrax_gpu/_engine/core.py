@@ -17,15 +17,18 @@ What it keeps true:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hydrax_gpu._engine.cached import Caching, Form, NoCaching
+from hydrax_gpu._engine.cached import Form
+from hydrax_gpu._engine.config import CoreConfig
 from hydrax_gpu._engine.cutting import Cutter
-from hydrax_gpu._engine.faults import FaultBook, FaultRules
+from hydrax_gpu._engine.faults import FaultBook
 from hydrax_gpu._engine.messages import (
     Copied,
+    Decode,
+    Decoded,
     Dispatch,
     Drop,
     Effect,
@@ -55,44 +58,13 @@ from hydrax_gpu._plan import BatchPlan
 __all__ = ["Core", "CoreConfig"]
 
 
-@dataclass(frozen=True, slots=True)
-class CoreConfig:
-    """What does not change during a run.
-
-    Attributes:
-        plan: position in the stream → what the batch there holds; pure.
-        begin: first position.
-        end: position to stop before, None for an endless stream.
-        skip: positions from `begin` on that were handed out before (by an out-of-order run that is resumed).
-        depth: number of slots, and bound on batches waiting in the outbox.
-        workers: number of workers.
-        ordered: whether batches leave in the plan's order.
-        whole_batches: never split a batch among chunks (an executor without parallelism gains nothing by it).
-        together: a chunk's rows are loaded in one call, by a loader that wants many of them. So chunks are as large as
-            can be with all workers busy, and nobody can tell at which of a chunk's items a worker is.
-        faults: what to do about bad items and lost workers.
-        caching: which batches are in a cache.
-    """
-
-    plan: Callable[[int], BatchPlan]
-    begin: int
-    end: int | None
-    skip: Collection[int]
-    depth: int
-    workers: int
-    ordered: bool = True
-    whole_batches: bool = False
-    together: bool = False
-    faults: FaultRules = field(default_factory=FaultRules)
-    caching: Caching = field(default_factory=NoCaching)
-
-
 @dataclass(slots=True, eq=False)
 class _Chunk:
     load: Load
     begin: int
     end: int
     suspect: bool = False  # a single row, at which a worker has died, or at that and others
+    refused: bool = False  # a single row, whose file the device could not decode
 
 
 @dataclass(slots=True, eq=False)
@@ -121,6 +93,7 @@ class Core:
             config.workers, config.depth, whole_batches=config.whole_batches, together=config.together
         )
         self._unread = 0  # batches in the outbox
+        self._complete: list[Load] = []  # those whose last chunk is done, and nothing was done about that yet
         self.copying = 0
         """Number of slots of which it is not known that their copy to the device is done."""
         self.running = False
@@ -196,6 +169,8 @@ class Core:
                 self._on_unreadable(message, effects)
             case Settled():
                 self._on_settled()
+            case Decoded():
+                self._on_decoded(message, effects)
             case PlacementFailed(_, _, exception):
                 self._fail(exception, effects)
             case Start():
@@ -204,6 +179,7 @@ class Core:
                 self.running = False
                 self.finished = True
         while self.running:
+            self._decode(effects)
             self._place(effects)
             if not self._plan():
                 break
@@ -248,7 +224,13 @@ class Core:
                 self._requeue(load, self._cutter.pieces(load.plan.valid))
                 return
             load.dropped = load.uncached = True
-        self.slots.filled(load.slot)
+        # Also of a batch that others of its items doom: what is bad is to be known, whoever reads it.
+        wanted = not (load.decoded or load.cached or load.dropped or load.hopeless)
+        if wanted and not self.finished and self._config.on_device(load.plan):
+            load.pending = 1  # the device's work is one more piece
+            self._complete.append(load)
+        else:
+            self.slots.filled(load.slot)
 
     def _on_settled(self) -> None:
         unsettled, self._unsettled = self._unsettled, []
@@ -256,6 +238,26 @@ class Core:
             load.pending -= 1
             if not self._begin(load):
                 self.slots.filled(load.slot)
+
+    def _decode(self, effects: list[Effect]) -> None:
+        effects.extend(Decode(load) for load in self._complete)
+        self._complete.clear()
+
+    def _on_decoded(self, decoded: Decoded, effects: list[Effect]) -> None:
+        load = self._loads.get(decoded.slot)
+        if load is None or load.generation != decoded.generation:
+            return
+        load.pending -= 1
+        if decoded.error is not None:
+            self._fail(decoded.error, effects)
+            return
+        failed = {failure.row for failure in load.failures} if not self._faults.replaces(known=False) else set[int]()
+        refused = decoded.refused.keys() - failed
+        load.decoded = not refused
+        for row in sorted(refused, reverse=True):
+            load.pending += 1
+            self._queue.appendleft(_Chunk(load, row, row + 1, refused=True))
+        self._chunk_done(load)
 
     def _on_placed(self, placed: Placed) -> None:
         slot, generation, lent, copying = placed
@@ -487,7 +489,7 @@ class Core:
             chunk = self._queue.popleft()
             self._chunk_count += 1
             self._workers[number].chunks[self._chunk_count] = chunk
-            effects.append(Dispatch(number, self._chunk_count, chunk.load, chunk.begin, chunk.end))
+            effects.append(Dispatch(number, self._chunk_count, chunk.load, chunk.begin, chunk.end, chunk.refused))
 
     def _least_busy(self) -> int | None:
         best: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,6 +12,8 @@ from hydrax_gpu.policy import BadItem
 
 __all__ = [
     "Copied",
+    "Decode",
+    "Decoded",
     "Dispatch",
     "Drop",
     "Effect",
@@ -65,6 +67,7 @@ class Load:
         dropped: whether an item is in it that is known to be bad, so that it is not even loaded.
         hopeless: whether a row has no substitute left.
         on_device: whether it was placed in the memory of a device.
+        decoded: whether a device has decoded all files of its rows.
         cached: whether its rows are read from a cache, in the layout of that.
         unread: whether that has failed for some of them.
         uncached: whether it is left out because it is not in the cache, from which alone its group comes.
@@ -82,6 +85,7 @@ class Load:
     dropped: bool = False
     hopeless: bool = False
     on_device: bool = False
+    decoded: bool = False
     cached: bool = False
     unread: bool = False
     uncached: bool = False
@@ -135,6 +139,18 @@ class Copied(NamedTuple):
     generation: int
 
 
+class Decoded(NamedTuple):
+    """A device has decoded the files in a slot, but for those of the rows in `refused`, or `error` kept it from that.
+
+    `refused` tells why for each row.
+    """
+
+    slot: int
+    generation: int
+    refused: Mapping[int, str]
+    error: Exception | None = None
+
+
 class PlacementFailed(NamedTuple):
     """Placing a batch raised."""
 
@@ -170,6 +186,7 @@ Message: TypeAlias = (
     | Released
     | Placed
     | Copied
+    | Decoded
     | PlacementFailed
     | Taken
     | Settled
@@ -190,6 +207,14 @@ class Dispatch(NamedTuple):
     load: Load
     begin: int
     end: int
+    refused: bool = False
+    """Whether a device has refused the file of its one row, so that the worker must decode it."""
+
+
+class Decode(NamedTuple):
+    """All files of a slot are there: let the device decode them, and say `Decoded`."""
+
+    load: Load
 
 
 class Place(NamedTuple):
@@ -235,4 +260,4 @@ class Finish(NamedTuple):
     """Nothing more will come: the end was reached."""
 
 
-Effect: TypeAlias = Dispatch | Place | Drop | Unread | Retire | Respawn | Fail | Finish
+Effect: TypeAlias = Dispatch | Decode | Place | Drop | Unread | Retire | Respawn | Fail | Finish

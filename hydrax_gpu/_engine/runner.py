@@ -7,11 +7,10 @@ own thread (`_engine.thread`) while the consumer is busy with a batch.
 from __future__ import annotations
 
 import logging
-import pickle
 import queue
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +20,8 @@ from hydrax_gpu._engine.core import Core
 from hydrax_gpu._engine.inbox import EpollInbox
 from hydrax_gpu._engine.messages import (
     Copied,
+    Decode,
+    Decoded,
     Dispatch,
     Drop,
     Effect,
@@ -41,8 +42,9 @@ from hydrax_gpu._engine.messages import (
     Unsent,
     name_items,
 )
-from hydrax_gpu._exec.chunk import describe, format_traceback
-from hydrax_gpu._exec.protocol import Executor, Failure, Result, Task, WorkerReady
+from hydrax_gpu._engine.unsendable import unsendable
+from hydrax_gpu._exec.chunk import describe
+from hydrax_gpu._exec.protocol import Executor, Result, Task, WorkerReady
 from hydrax_gpu._place import Placement
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu.errors import NotEnoughMemory, PlacementError, WorkerDied, WorkerStartError
@@ -149,6 +151,21 @@ class Placer(Protocol):
         """Whether a device decodes the arrays of a layout, so that workers must not."""
         ...
 
+    def takes_files(self, layout: int) -> bool:
+        """Whether a device decodes the compressed files of a layout, so that workers leave them to it."""
+        ...
+
+    def decode_files(
+        self,
+        slot: int,
+        generation: int,
+        layout: int,
+        plan: BatchPlan,
+        done: Callable[[Mapping[int, str], Exception | None], None],
+    ) -> None:
+        """Lets a device decode the files in a slot; calls `done` from a thread of its own."""
+        ...
+
     def place(
         self,
         slot: int,
@@ -246,6 +263,8 @@ class Runner:
             current = messages.popleft()
             if type(current) is Result:
                 self._count(current)
+            elif type(current) is Decoded:
+                self._count_lines(Counter(current.refused.values()))
             elif type(current) is WorkerReady:
                 self.workers[current.worker] = current
             for effect in self.core.step(current):
@@ -343,11 +362,14 @@ class Runner:
         if result.caches is not None and self.caches is not None:
             self.caches.count(result.caches)
         if result.counts:
-            before = self.counters.fallbacks
-            for line in result.counts.keys() - before.keys():
-                _log.warning("%s (further cases are counted in the report)", line)
-            # a new dict, because other threads read it
-            self.counters.fallbacks = before | {line: before.get(line, 0) + n for line, n in result.counts.items()}
+            self._count_lines(result.counts)
+
+    def _count_lines(self, counts: Mapping[str, int]) -> None:
+        before = self.counters.fallbacks
+        for line in counts.keys() - before.keys():
+            _log.warning("%s (further cases are counted in the report)", line)
+        # a new dict, because other threads read it
+        self.counters.fallbacks = before | {line: before.get(line, 0) + n for line, n in counts.items()}
 
     # Effects.
 
@@ -355,6 +377,8 @@ class Runner:
         match effect:
             case Dispatch():
                 self._dispatch(effect)
+            case Decode(load):
+                self._decode(load)
             case Place(load):
                 self._place(load)
             case Drop(load):
@@ -390,14 +414,15 @@ class Runner:
         decode = self._worker_decodes[group]
         if decode is None:
             decode = self._worker_decodes[group] = not self._placer.decodes(group)
+        encode = not effect.refused and self._placer.takes_files(group)
         try:
             # Of a plain range, which stands for "no descriptors, just numbers", the item is the index.
             items = indices if self._plain[group] else list(map(data.__getitem__, indices))
-            task = Task(effect.chunk, load.slot, group, begin, items, seeds, decode, keys)
+            task = Task(effect.chunk, load.slot, group, begin, items, seeds, decode, keys, encode)
             self.executor.submit(effect.worker, task)
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
-            self._messages.append(Unsent(effect.worker, effect.chunk, _failures(data, indices, error)))
+            self._messages.append(Unsent(effect.worker, effect.chunk, unsendable(data, indices, error)))
 
     def _respawn(self, effect: Respawn) -> None:
         lost, items, suspects = effect
@@ -411,6 +436,19 @@ class Runner:
             f"\n{lost.traceback}" if lost.traceback else "",
         )  # fmt: skip
         self.executor.respawn(lost.worker)
+
+    def _decode(self, load: Load) -> None:
+        plan, slot, generation = load.plan, load.slot, load.generation
+        post = self.inbox.post
+
+        def done(refused: Mapping[int, str], error: Exception | None) -> None:
+            wrapped = None
+            if error is not None:
+                wrapped = PlacementError(f"a device could not decode the files of a batch: {describe(error)}")
+                wrapped.__cause__ = error
+            post(Decoded(slot, generation, refused, wrapped))
+
+        self._placer.decode_files(slot, generation, self._group(plan), plan, done)
 
     def _layout(self, load: Load) -> int:
         group = self._group(load.plan)
@@ -446,24 +484,3 @@ class Runner:
         bad = load.bad_items() if load.failures else ()
         self.outbox.put(Delivery(plan.position, batch, bad, lent))
         self._messages.append(Placed(slot, generation, lent is not None, copying))
-
-
-def _failures(data: Sequence[Any], indices: Sequence[int], error: Exception) -> tuple[Failure, ...]:
-    """What is wrong with which items of a chunk that could not be sent because of `error`; never nothing."""
-    failures: list[Failure] = []
-    for offset, index in enumerate(indices):
-        try:
-            item = data[index]
-        except Exception as own:
-            failures.append(Failure(offset, f"{describe(own)} (from its descriptor)", format_traceback(own), own))
-            continue
-        try:
-            pickle.dumps(item, protocol=5)
-        except Exception as own:
-            text = f"{describe(own)} (its descriptor could not be sent to a worker)"
-            failures.append(Failure(offset, text, format_traceback(own), own))
-    if failures:
-        return tuple(failures)
-    text = f"{describe(error)} (the descriptors of its chunk could not be sent to a worker)"
-    trace = format_traceback(error)
-    return tuple(Failure(offset, text, trace, error) for offset in range(len(indices)))

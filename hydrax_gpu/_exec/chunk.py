@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hydrax_gpu._exec.cached import CachedRows
     from hydrax_gpu._exec.decoding import RowDecoder
     from hydrax_gpu._exec.rowstore import RowCacheSpec
+    from hydrax_gpu._mem.encoded import EncodingLoader
 
 __all__ = ["ChunkRunner", "Done", "describe", "format_traceback"]
 
@@ -96,6 +97,7 @@ class ChunkRunner:
         self._tasks = 0
         self._loud = 0  # the last of them with something to tell
         self._views: dict[tuple[int, int], Sequence[_ItemArrays]] = {}
+        self._files: dict[tuple[int, int], dict[int, _ItemArrays]] = {}
         self._decoders: dict[int, RowDecoder] = {}
         for index, layout in enumerate(layouts):
             if layout.decodes:
@@ -154,7 +156,7 @@ class ChunkRunner:
         seeds: Sequence[int | None] = task.seeds if task.seeds is not None else (None,) * len(items)
         additional: _Additional = None
         failures: list[Failure] = []
-        loader, status, word, catch = self._loader, self._status, self._word, self._catch
+        loader, status, word, catch = self._loader_of(task), self._status, self._word, self._catch
         first = begun = self._begun
         for item, arrays, seed in zip(items, views, seeds, strict=True):
             if status[0]:  # the loader is closing; nobody will look at this slot again
@@ -193,11 +195,12 @@ class ChunkRunner:
     ) -> tuple[Failure | None, dict[str, Any] | None]:
         """Tries an item that could not be loaded or decoded again, from its loading on."""
         item, seed = task.items[offset], task.seeds[offset] if task.seeds is not None else None
+        loader = self._loader_of(task)
         for attempt in range(self._retries):
             if not self._wait(self._backoff * 2**attempt):
                 break
             try:
-                result = self._loader(item, arrays, seed)
+                result = loader(item, arrays, seed)
                 if result and not isinstance(result, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
                     raise _not_a_dict(result)
                 # Here already, so that what cannot be decoded is not tried more often than what cannot be loaded.
@@ -209,6 +212,14 @@ class ChunkRunner:
         failure = self._failure(offset, error)
         del error  # which refers to this frame
         return failure, None
+
+    def _loader_of(self, task: Task) -> LoaderFunc:
+        """The loader function, or, for items whose files are left to a device, what stands in for it."""
+        if not task.encode:
+            return self._loader
+        files = self._file_views(task.slot, task.layout)
+        encode = cast("EncodingLoader", self._loader).encode
+        return lambda item, row, seed: encode(item, row, files[id(row)], seed)
 
     # One call for all of them.
 
@@ -276,6 +287,15 @@ class ChunkRunner:
         if views is None:
             views = self._layouts[layout].item_views(self._arena.slot(slot))
             self._views[slot, layout] = views
+        return views
+
+    def _file_views(self, slot: int, layout: int) -> dict[int, _ItemArrays]:
+        """The regions for files of a slot's rows, by the identity of the rows' other views."""
+        views = self._files.get((slot, layout))
+        if views is None:
+            files = self._layouts[layout].file_views(self._arena.slot(slot))
+            views = dict(zip(map(id, self._item_views(slot, layout)), files, strict=True))
+            self._files[slot, layout] = views
         return views
 
 

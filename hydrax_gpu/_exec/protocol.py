@@ -155,7 +155,8 @@ class Task(NamedTuple):
     """Rows `row .. row + len(items)` of a slot to fill. Plain and small: it is pickled once and sent to a process.
 
     `decode` tells whether declared arrays are to be decoded by the worker, and not later on a device. Where the layout
-    has a cache, `keys` are the items' indices and the pass over their group.
+    has a cache, `keys` are the items' indices and the pass over their group. `encode` tells whether compressed files
+    are to be left to a device (`_mem.encoded`).
     """
 
     chunk: int
@@ -166,6 +167,7 @@ class Task(NamedTuple):
     seeds: list[int] | None
     decode: bool = True
     keys: tuple[list[int], int] | None = None
+    encode: bool = False
 
 
 class Failure(NamedTuple):

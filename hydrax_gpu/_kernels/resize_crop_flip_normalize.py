@@ -21,6 +21,10 @@ __all__ = [
     "Layout",
     "Resize",
     "Turn",
+    "aim",
+    "factors",
+    "measure",
+    "run_twin",
     "taps",
     "twin",
     "weights",
@@ -161,6 +165,84 @@ def twin(picture: Bytes, box: Box, height: int, width: int, channels: int) -> np
     return result
 
 
+def aim(item: Item, height: int, width: int, channels: int, layout: Layout, turn: Turn) -> tuple[int, int]:
+    """Lets an item write a row from the beginning of the output on.
+
+    Args:
+        item: whose `flip`, `origin` and steps are set.
+        height: rows of the upright result.
+        width: columns of the upright result.
+        channels: of the result.
+        layout: order of the result's axes.
+        turn: from the picture to the result.
+
+    Returns:
+        Rows and columns of the result before it is turned, which the kernel is to be told.
+    """
+    swap, mirror_x, mirror_y = turn
+    if layout == "HWC":
+        down, right, next_channel = width * channels, channels, 1
+    else:
+        down, right, next_channel = width, 1, height * width
+    if swap:
+        height, width = width, height
+    step_y, step_x = (right, down) if swap else (down, right)
+    item.flip = mirror_x
+    item.origin = (height - 1) * step_y if mirror_y else 0
+    item.step_y = -step_y if mirror_y else step_y
+    item.step_x, item.step_c = step_x, next_channel
+    return height, width
+
+
+def measure(args: Args, height: int, width: int, taps_y: int, taps_x: int) -> None:
+    """Sets sizes, taps and the size of a row's table: `table_count`, in int16."""
+    args.height, args.width, args.taps_y, args.taps_x = height, width, taps_y, taps_x
+    args.table_count = width * (taps_x + _HEAD) + height * (taps_y + _HEAD)
+
+
+def factors(
+    channels: int, dtype: np.dtype[Any], scale: Any = None, bias: Any = None
+) -> tuple[bool, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """`affine`, `scale` and `bias` of the arguments, for a scale and a bias of values of 0 to 255, or None."""
+    one, zero = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    scaled = (one if scale is None else np.asarray(scale, np.float32)) / np.float32(_ONE)
+    biased = np.ascontiguousarray(zero if bias is None else bias, np.float32)
+    return scale is not None or dtype.name != "uint8", scaled.astype(np.float32), biased
+
+
+def run_twin(given: Args, dtype: np.dtype[Any], scale: Floats, bias: Floats) -> None:
+    """What `resize_table` and `resize_direct` do with these arguments, whose addresses are of host memory.
+
+    Args:
+        given: the arguments.
+        dtype: of the output.
+        scale: as `factors` returns it.
+        bias: as `factors` returns it.
+    """
+    args: Any = given
+    items: Any = (Item * args.rows).from_address(args.items)
+    for row, item in enumerate(items):
+        box = Box(*item.box)
+        rows = -(-(box.y + box.height) // EIGHTHS)
+        memory: Any = (ctypes.c_ubyte * (rows * item.stride)).from_address(item.picture)
+        shape, strides = (rows, item.columns, item.pixel), (item.stride, item.pixel, 1)
+        picture = np.ndarray(shape, np.uint8, buffer=memory, strides=strides)
+        sums = twin(picture, box, args.height, args.width, args.channels)
+        if args.affine:
+            values = from_f32(sums.astype(np.float32) * scale + bias, dtype)
+        else:
+            values = ((sums + _ONE // 2) // _ONE).astype(np.uint8)
+        if item.flip:
+            values = values[:, ::-1]
+        # from the lowest address on, since a step may be negative
+        lowest = item.origin + (args.height - 1) * min(0, item.step_y)
+        size = values.size * dtype.itemsize
+        whole: Any = (ctypes.c_ubyte * size).from_address(args.out + row * args.out_stride + lowest * dtype.itemsize)
+        steps = (abs(item.step_y), item.step_x, item.step_c)
+        out = np.ndarray(values.shape, dtype, buffer=whole, strides=tuple(dtype.itemsize * step for step in steps))
+        out[...] = values[::-1] if item.step_y < 0 else values
+
+
 @final
 class Resize:
     """The kernel for rows of one kind. An instance belongs to one thread.
@@ -190,10 +272,7 @@ class Resize:
         self._height, self._width, self._channels = height, width, channels
         self._layout: Layout = layout
         self._dtype = dtype
-        one, zero = np.ones(channels, np.float32), np.zeros(channels, np.float32)
-        self._affine = scale is not None or dtype.name != "uint8"
-        self._scale = ((one if scale is None else np.asarray(scale, np.float32)) / np.float32(_ONE)).astype(np.float32)
-        self._bias = np.ascontiguousarray(zero if bias is None else bias, np.float32)
+        self._affine, self._scale, self._bias = factors(channels, dtype, scale, bias)
         self._entry = None
         if library is not None:
             self._entry = library.entry(f"resize_{tag(dtype)}")
@@ -235,26 +314,14 @@ class Resize:
         if self._entry is None:
             self._by_twin(picture, box, out, turn)
             return
-        swap, mirror_x, mirror_y = turn
-        height, width = (self._width, self._height) if swap else (self._height, self._width)
-        if self._layout == "HWC":
-            down, right, next_channel = self._width * self._channels, self._channels, 1
-        else:
-            down, right, next_channel = self._width, 1, self._height * self._width
         item, args = self._item, self._args
         item.picture = picture.__array_interface__["data"][0]
         item.stride = picture.strides[0]
         item.pixel, item.columns = pixel, columns
         item.box[:] = box
-        item.flip = mirror_x
-        step_y, step_x = (right, down) if swap else (down, right)
-        item.origin = (height - 1) * step_y if mirror_y else 0
-        item.step_y = -step_y if mirror_y else step_y
-        item.step_x, item.step_c = step_x, next_channel
+        height, width = aim(item, self._height, self._width, self._channels, self._layout, turn)
         args.out = out.__array_interface__["data"][0]
-        args.width, args.height = width, height
-        args.taps_x, args.taps_y = taps(width, box.width), taps(height, box.height)
-        args.table_count = width * (args.taps_x + _HEAD) + height * (args.taps_y + _HEAD)
+        measure(args, height, width, taps(height, box.height), taps(width, box.width))
         args.ring = 1 << (args.taps_y + 7).bit_length()
         self._reserve(args.table_count, self._scratch_bytes(width, columns + args.taps_x, args.ring))
         if direct:

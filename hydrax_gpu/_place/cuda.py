@@ -7,15 +7,18 @@ block out again as soon as nothing in Python refers to it, which is the very thi
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import cupy  # pyright: ignore[reportMissingImports]
 import numpy as np
 
+from hydrax_gpu._kernels.resize_crop_flip_normalize import Args
+from hydrax_gpu._mem.encoded import PictureRows
 from hydrax_gpu._place import jaxio
 from hydrax_gpu._place.conversions import exact
 from hydrax_gpu._place.decoding import bind
-from hydrax_gpu._place.device import Convert, Decoder, DeviceMemory, Owner
+from hydrax_gpu._place.device import Convert, Decoder, DeviceMemory, ImageDecoder, Owner, Picture, Resizer
 from hydrax_gpu._place.dlpack import Exporter
 from hydrax_gpu._spec import Layout
 
@@ -176,6 +179,32 @@ class CudaDevice:
                     each(loaded, batch)
 
         return decode
+
+    def image_decoder(self, channels: int) -> ImageDecoder:
+        """By nvImageCodec."""
+        from hydrax_gpu._place.cuda_images import NvImageDecoder
+
+        with self._here:
+            decode = NvImageDecoder(self._id, channels)
+
+        def on_device(stream: Any, pictures: Sequence[Picture]) -> Sequence[str | None]:
+            with self._here:
+                return decode(stream, pictures)
+
+        return on_device
+
+    def resizer(self, rows: PictureRows) -> Resizer:
+        """By `kernels/resize_crop_flip_normalize.cu`."""
+        from hydrax_gpu._place.cuda_kernels import ResizeKernel
+
+        with self._here:
+            kernel = ResizeKernel(_runtime, rows)
+
+        def resize(stream: Any, given: Args) -> None:
+            with self._here:
+                kernel(stream, given)
+
+        return resize
 
     # XLA.
 

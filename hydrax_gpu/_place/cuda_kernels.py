@@ -10,11 +10,17 @@ from typing import Any
 import numpy as np
 
 from hydrax_gpu._kernels.convert import Args
-from hydrax_gpu._kernels.device import DeviceKernel
+from hydrax_gpu._kernels.device import THREADS, DeviceKernel
 from hydrax_gpu._kernels.formats import tag
+from hydrax_gpu._kernels.resize_crop_flip_normalize import Args as ResizeArgs
+from hydrax_gpu._kernels.resize_crop_flip_normalize import factors
+from hydrax_gpu._mem.encoded import PictureRows
 from hydrax_gpu._place.device import Convert
 
-__all__ = ["TILE", "ConvertKernel", "DeviceLibrary", "arguments", "parts_of", "tables_of", "tiles_of"]
+__all__ = [
+    "TILE", "ConvertKernel", "DeviceLibrary", "ResizeKernel", "arguments", "parts_of", "resize_tiles", "tables_of",
+    "tiles_of",
+]  # fmt: skip
 
 TILE = 4096
 """Elements of a block's tile; `kPlane` in `convert.cu`. For the other kernels, bytes of a row that make a tile: they
@@ -142,3 +148,39 @@ class ConvertKernel:
             kernel = DeviceKernel("convert", f"convert_first_{inputs}_{output}", inputs, output)
             self._kernels[work.source_dtype, work.destination_dtype] = kernel
         kernel(arguments(work, self._factors, self._factors + 4), 1, -(-work.count // TILE), stream)
+
+
+def resize_tiles(given: ResizeArgs) -> tuple[int, int]:
+    """Blocks of work of an item for the two launches: entries of its table, and stretches of its rows."""
+    values: Any = given
+    entries = -(-(values.width + values.height) // THREADS)
+    return entries, values.height * -(-values.width * values.channels // THREADS)
+
+
+class ResizeKernel:
+    """Makes rows of decoded pictures on one device; that which is current when this is made and called.
+
+    Two launches: one computes the filters' weights, which all pixels of a column or row share, the other the pixels.
+
+    Args:
+        runtime: CuPy's `cupy.cuda.runtime`.
+        rows: what they are.
+    """
+
+    def __init__(self, runtime: Any, rows: PictureRows) -> None:
+        source = "resize_crop_flip_normalize"
+        self._channels = rows.channels
+        self._affine, scale, bias = factors(rows.channels, rows.dtype, rows.scale, rows.bias)
+        self._scale = _upload(runtime, scale.ctypes.data, scale.nbytes)
+        self._bias = _upload(runtime, bias.ctypes.data, bias.nbytes)
+        self._table = DeviceKernel(source, "resize_table")
+        self._direct = DeviceKernel(source, f"resize_direct_{tag(rows.dtype)}")
+
+    def __call__(self, stream: Any, given: ResizeArgs) -> None:
+        """Enqueues both on a CuPy stream."""
+        values: Any = given
+        values.channels, values.affine = self._channels, self._affine
+        values.scale, values.bias = self._scale, self._bias
+        entries, stretches = resize_tiles(given)
+        self._table(given, values.rows, entries, stream)
+        self._direct(given, values.rows, stretches, stream)

@@ -11,15 +11,19 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from hydrax_gpu._kernels.resize_crop_flip_normalize import Args
+from hydrax_gpu._mem.encoded import PictureRows
 from hydrax_gpu._spec import Layout
 
-__all__ = ["Convert", "Decoder", "Device", "DeviceMemory", "Event", "Owner", "Stream"]
+__all__ = [
+    "Convert", "Decoder", "Device", "DeviceMemory", "Event", "ImageDecoder", "Owner", "Picture", "Resizer", "Stream",
+]  # fmt: skip
 
 Stream: TypeAlias = Any
 Event: TypeAlias = Any
@@ -32,6 +36,48 @@ Arrays: TypeAlias = "Mapping[str, np.ndarray[Any, Any]]"
 Decoder: TypeAlias = "Callable[[Stream, Arrays, Arrays], None]"
 """`(stream, arrays as they were loaded, arrays of the batch)`, in device memory; fills the latter, when it is the
 stream's turn."""
+
+
+Resizer: TypeAlias = "Callable[[Stream, Args], None]"
+"""`(stream, arguments)`: launches `resize_crop_flip_normalize` on items, pictures, table and output that lie in device
+memory, when it is the stream's turn. It fills in `channels`, `affine`, `scale` and `bias`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A part of a JPEG picture that is to be decoded.
+
+    Attributes:
+        data: address of the file, in host memory.
+        nbytes: its size.
+        x: of the part's first column, in pixels of the stored picture, whatever its EXIF orientation says.
+        y: of its first row.
+        width: its columns.
+        height: its rows.
+        destination: address in device memory where the pixels go: uint8, `(height, width, channels)`, without gaps.
+    """
+
+    data: int
+    nbytes: int
+    x: int
+    y: int
+    width: int
+    height: int
+    destination: int
+
+
+class ImageDecoder(Protocol):
+    """Decodes JPEG files on a device. Called by one thread at a time."""
+
+    def __call__(self, stream: Stream, pictures: Sequence[Picture]) -> Sequence[str | None]:
+        """Decodes what it can, in the order of the stream, as far as the device is concerned.
+
+        The host may block for as long as its part of the work takes. When this returns, it has read the files.
+
+        Returns:
+            For each picture None, or why it was refused: its pixels are whatever they are then.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -154,6 +200,18 @@ class Device(Protocol):
 
     def decoder(self, layout: Layout) -> Decoder:
         """What decodes the declared arrays of a layout, one that is `decoding.decodable`."""
+        ...
+
+    def image_decoder(self, channels: int) -> ImageDecoder:
+        """What decodes JPEG files to RGB (3 channels) or gray (1).
+
+        Raises:
+            ImportError: what it needs is not installed; the message says how to get it.
+        """
+        ...
+
+    def resizer(self, rows: PictureRows) -> Resizer:
+        """The kernel that makes such rows of decoded pictures."""
         ...
 
     # XLA.

@@ -29,6 +29,7 @@ from hydrax_gpu._place import backends, jaxio, settle
 from hydrax_gpu._place.decoding import decodable
 from hydrax_gpu._place.device import Decoder, Device
 from hydrax_gpu._place.dlpack import to_jax
+from hydrax_gpu._place.files import Done, FileDecoder, file_decoder
 from hydrax_gpu._place.padding import pad as _pad
 from hydrax_gpu._place.regions import DeviceLayout
 from hydrax_gpu._place.ring import Ring
@@ -37,7 +38,7 @@ from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._spec import Layout
 from hydrax_gpu.errors import PlacementError
 
-__all__ = ["AUTO_COPY_BYTES", "DeliveryMode", "Placement", "PlacementFunc", "Placer"]
+__all__ = ["AUTO_COPY_BYTES", "DeliveryMode", "Placement", "PlacementFunc", "Placer", "may_take_files"]
 
 _log = logging.getLogger("hydrax_gpu")
 
@@ -110,6 +111,8 @@ class Placer:
         self._chosen = jaxio.chosen_device()
         self._device: Device | None = None
         self._ring: Ring | None = None
+        self._files: FileDecoder | None = None
+        self._files_of = [False] * len(layouts)
         self._index = 0  # of the CPU device
         self._imports_pinned = True
         self.notes: list[str] = []
@@ -140,6 +143,11 @@ class Placer:
             for layout in self._layouts or ()
             if layout.layout.decodes
         ]
+
+    @property
+    def pictures_by(self) -> str:
+        """What decodes compressed files in place of the workers; "" when they do."""
+        return self.device_name or "" if self._files is not None else ""
 
     @property
     def device_bytes(self) -> int:
@@ -178,7 +186,22 @@ class Placer:
 
     @property
     def _wants_alias(self) -> bool:
-        return self._delivery == "alias" or (self._delivery == "auto" and AUTO_ON_DEVICE == "alias")
+        return _wants_alias(self._delivery)
+
+    def takes_files(self, layout: int) -> bool:
+        """Whether the device decodes the compressed files of a layout, so that workers leave them to it.
+
+        What it says does not change. It waits for JAX where `decodes` does, and for layouts with room for files.
+        """
+        if self._specs[layout].encoded and self._wants_alias and self._user is None and self._files is None:
+            with contextlib.suppress(Exception):  # which `place` will raise again, where it can be told
+                self.prepare()
+        return self._files_of[layout]
+
+    def decode_files(self, slot: int, generation: int, layout: int, plan: BatchPlan, done: Done) -> None:
+        """Lets the device decode the files in a slot, see `files.FileDecoder`; `done` is called from another thread."""
+        assert self._files is not None
+        self._files.submit(slot, generation, layout, plan, done)
 
     def place(
         self,
@@ -231,6 +254,8 @@ class Placer:
 
     def close(self) -> None:
         """Waits until the device no longer reads host memory. Idempotent."""
+        if self._files is not None:
+            self._files.close()
         if self._ring is not None:
             self._ring.close()
 
@@ -254,6 +279,10 @@ class Placer:
             everywhere = [layout.device or DeviceLayout.build(layout.layout, layout.dtypes, device.converts)
                           for layout in layouts]  # fmt: skip
             self._ring = Ring(device, memory, self._arena, everywhere)
+            pairs = [(layout.layout, layout.device) for layout in layouts]
+            self._files, self._files_of, notes = file_decoder(device, self._arena, self._ring, pairs)
+            for note in notes:
+                self._note(note)
         refused = pin(device, self._arena.mapping)
         self.pinned = not refused
         if refused:
@@ -367,7 +396,11 @@ class Placer:
             _pad(entry.layout.wire_views(self._arena.slot(slot)), plan)
         else:
             self._host_views(entry, slot, plan)
-        ring.fill(slot, generation, layout, plan.rows)
+        if self._files is not None and self._files_of[layout]:
+            there = [each.name for each in entry.layout.encoded]
+            ring.fill(slot, generation, layout, plan.rows, self._files.event(slot, generation), there)
+        else:
+            ring.fill(slot, generation, layout, plan.rows)
         arrays = ring.export(slot, layout, plan.rows, on_release)
         shared = [region.name for region in entry.device.regions if region.how != "xla"]
         for region in entry.device.regions:
@@ -404,6 +437,15 @@ class Placer:
         except Exception as error:
             raise PlacementError(f"placement_func raised {type(error).__name__}: {error}") from error
         return MappingProxyType(_checked(arrays, layout))
+
+
+def _wants_alias(delivery: DeliveryMode) -> bool:
+    return delivery == "alias" or (delivery == "auto" and AUTO_ON_DEVICE == "alias")
+
+
+def may_take_files(delivery: DeliveryMode) -> bool:
+    """Whether there may be a device that decodes compressed files: quickly, and without JAX."""
+    return _wants_alias(delivery) and backends.possible()
 
 
 def _checked(returned: object, layout: Layout) -> dict[str, Any]:

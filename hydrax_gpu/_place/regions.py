@@ -7,7 +7,7 @@ arrays over. An array whose dtype is converted on the device has a second place 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -101,7 +101,7 @@ class DeviceLayout:
             decoder: what decodes on the device; without it the workers have done so.
         """
         regions: list[Region] = []
-        end = layout.nbytes
+        end = layout.arrays_nbytes
         for array in layout.arrays:
             wanted, offset, how = dtypes[array.name], array.offset, "as it is"
             if wanted != array.numpy_dtype:
@@ -123,10 +123,14 @@ class DeviceLayout:
         copied = layout.arrays if decoder is None else layout.wire
         return DeviceLayout(layout.rows, tuple(regions), -(-end // ALIGNMENT) * ALIGNMENT, copied, decoder)
 
-    def copies(self, rows: int) -> list[tuple[int, int]]:
-        """`(offset, bytes)` of what is to be copied of a batch with so many rows: one piece, if its arrays are full."""
-        ranges = [(array.offset, array.offset + rows * array.row_nbytes) for array in self.copied]
-        return [(begin, end - begin) for begin, end in coalesce(ranges, gap=_GAP)]
+    def copies(self, rows: int, there: Collection[str] = ()) -> list[tuple[int, int]]:
+        """`(offset, bytes)` of what is to be copied of a batch with so many rows: one piece, if its arrays are full.
+
+        Arrays that are `there` already are left out, and nothing is copied over them.
+        """
+        copied = [array for array in self.copied if array.name not in there]
+        ranges = [(array.offset, array.offset + rows * array.row_nbytes) for array in copied]
+        return [(begin, end - begin) for begin, end in coalesce(ranges, gap=0 if there else _GAP)]
 
     def source(self, offset: int) -> int:
         """Where the host's slot has what is copied to an offset: at the same."""

@@ -48,7 +48,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ import numpy as np
 
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._place import settle
-from hydrax_gpu._place.device import Device, DeviceMemory, Event
+from hydrax_gpu._place.device import Device, DeviceMemory, Event, Stream
 from hydrax_gpu._place.dlpack import Exporter
 from hydrax_gpu._place.regions import DeviceLayout
 from hydrax_gpu._spec import ALIGNMENT
@@ -113,19 +113,52 @@ class Ring:
         """Bytes that a ring needs."""
         return depth * cls._stride_of(layouts)
 
-    def fill(self, slot: int, generation: int, layout: int, rows: int) -> None:
+    def address(self, slot: int) -> int:
+        """Where a slot begins, in device memory."""
+        return self._slots[slot].address
+
+    def wait_for_readers(self, slot: int, stream: Stream) -> None:
+        """Makes a stream wait until a slot may be written, as `fill` does with its own.
+
+        From any thread: a slot that is being loaded is neither lent nor retired meanwhile.
+
+        Raises:
+            AssertionError: the slot was lent and not retired.
+        """
+        entry = self._slots[slot]
+        if entry.out:
+            raise AssertionError(f"device slot {slot} was lent and not retired: nothing may be written there")
+        if entry.fenced:
+            self._device.wait(stream, entry.fence)
+
+    def fill(
+        self,
+        slot: int,
+        generation: int,
+        layout: int,
+        rows: int,
+        files: Event | None = None,
+        there: Collection[str] = (),
+    ) -> None:
         """Enqueues all that brings a batch to the device: the wait for the fence, the copy, the conversions.
+
+        Args:
+            slot: the slot.
+            generation: its generation.
+            layout: index of its layout.
+            rows: of the batch.
+            files: what marks that the arrays in `there` are on the device already, None for none.
+            there: their names.
 
         Raises:
             AssertionError: the slot was lent and not retired.
         """
         device, stream, entry, plan = self._device, self._stream, self._slots[slot], self._layouts[layout]
-        if entry.out:
-            raise AssertionError(f"device slot {slot} was lent and not retired: nothing may be written there")
-        if entry.fenced:
-            device.wait(stream, entry.fence)
+        self.wait_for_readers(slot, stream)
+        if files is not None:
+            device.wait(stream, files)  # behind which their host memory was read, too
         host = self._arena.address(slot)
-        for offset, nbytes in plan.copies(rows):
+        for offset, nbytes in plan.copies(rows, there):
             device.copy_in(stream, entry.address + offset, host + plan.source(offset), nbytes)
         device.record(entry.copied, stream)
         self._copying.append((slot, generation))

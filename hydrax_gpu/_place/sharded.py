@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, NoReturn, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -152,6 +152,19 @@ class ShardedPlacer:
     def decodes(self, layout: int) -> bool:
         """Whether a device decodes the arrays of a layout, so that workers must not."""
         return False
+
+    pictures_by = ""
+    """What decodes the pictures of files that workers leave to it: nothing does."""
+
+    def takes_files(self, layout: int) -> bool:
+        """Whether a device decodes the compressed files of a layout, so that workers leave them to it."""
+        return False
+
+    def decode_files(
+        self, slot: int, generation: int, layout: int, plan: BatchPlan, done: Callable[..., None]
+    ) -> NoReturn:
+        """Never called, since no files are taken."""
+        raise AssertionError("files were left to devices that do not decode them")
 
     def place(
         self,

@@ -81,8 +81,8 @@ class ShardLayout(DeviceLayout):
             parts.append(part)
         return ShardLayout(layout.rows, tuple(regions), end, (), None, tuple(parts))
 
-    def copies(self, rows: int) -> list[tuple[int, int]]:
-        """`(offset, bytes)` of each array."""
+    def copies(self, rows: int, there: Collection[str] = ()) -> list[tuple[int, int]]:
+        """`(offset, bytes)` of each array. None is `there` already: only whole batches come as files."""
         return [(part.offset, part.nbytes) for part in self.parts]
 
     def source(self, offset: int) -> int:

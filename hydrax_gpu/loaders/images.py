@@ -11,14 +11,16 @@ from typing import Any, Literal, TypeAlias, cast, final
 import numpy as np
 import numpy.typing as npt
 
-from hydrax_gpu._decode.chain import DECODERS, Chain
+from hydrax_gpu._arguments import at_least
+from hydrax_gpu._decode.chain import DECODERS, Chain, Picture
 from hydrax_gpu._decode.contract import Damaged
 from hydrax_gpu._decode.draws import Words, center_box, flipped, host_words, random_box, words
-from hydrax_gpu._decode.geometry import turned
+from hydrax_gpu._decode.geometry import reduced, stored_box, turned
 from hydrax_gpu._decode.quick import CENTER, RANDOM, WHOLE, Quick
 from hydrax_gpu._decode.reading import Reader
 from hydrax_gpu._kernels.host import load
 from hydrax_gpu._kernels.resize_crop_flip_normalize import EIGHTHS, UPRIGHT, Box, Resize
+from hydrax_gpu._mem.encoded import HEAD, Encoded, PictureRows, write
 from hydrax_gpu._spec import ArraySpec
 from hydrax_gpu.errors import ImageError
 from hydrax_gpu.loaders._declaration import CenterCrop, Color, Crop, ImageDeclaration, Layout, RandomResizedCrop
@@ -61,6 +63,9 @@ class ImageLoader:
         max_file_bytes: size of the largest file that is read.
         decoders: who decodes JPEG, in the order in which they are asked: `"libjpeg-turbo"`, `"simplejpeg"`, `"Pillow"`.
             Other formats are Pillow's.
+        encoded_bytes: on a GPU with `delivery="alias"`, JPEG files of up to this size are decoded there, and each row
+            of a slot has so much host memory for one; workers decode what is larger. By default twice the bytes of a
+            row in uint8 and RGB, and at least 64 KiB; 0 leaves nothing to a GPU. Elsewhere it means nothing.
 
     Raises:
         ValueError, TypeError: an argument is not valid.
@@ -90,6 +95,7 @@ class ImageLoader:
         max_pixels: int = 1 << 27,
         max_file_bytes: int = 1 << 29,
         decoders: Sequence[str] = DECODERS,
+        encoded_bytes: int | None = None,
     ) -> None:
         self._declaration = ImageDeclaration.of(
             size=size, crop=crop, validation_crop=validation_crop, flip=flip, layout=layout, dtype=dtype, mean=mean,
@@ -104,6 +110,10 @@ class ImageLoader:
         if read is not None and not callable(read):
             raise TypeError(f"read: got {read!r}, wanted a function of an item's descriptor")
         self._names = tuple(self._labels)
+        height, width = self._declaration.size
+        self._encoded_bytes = max(1 << 16, 6 * height * width)
+        if encoded_bytes is not None:
+            self._encoded_bytes = at_least("encoded_bytes", encoded_bytes, 0)
         from hydrax_gpu._kernels.choice import choose  # the main process chooses, workers have no use for it
 
         self._begin(choose().path)
@@ -139,6 +149,16 @@ class ImageLoader:
         spec = ArraySpec(self._declaration.shape, dtype, dtype if jax_dtype is None else jax_dtype)
         return {self._image: spec, **self._labels}
 
+    @property
+    def encoded(self) -> Mapping[str, Encoded]:
+        """What a device can be given in place of pixels: the pictures' array, or nothing."""
+        if not self._encoded_bytes:
+            return {}
+        what = self._declaration
+        scale, bias = (None if each is None else tuple(map(float, each)) for each in what.affine())
+        rows = PictureRows(*what.size, what.channels, what.layout, what.dtype, scale, bias)
+        return {self._image: Encoded(self._encoded_bytes, rows)}
+
     def take_counts(self) -> dict[str, int] | None:
         """What did not go as it should since this was last asked for, as lines of text with counts; None for nothing.
 
@@ -163,12 +183,33 @@ class ImageLoader:
             KeyError, ValueError: the descriptor lacks a label, or an array was not declared.
         """
         source, labels = self._parts(item if self._read is None else self._read(item))
+        self._worker().load(source, arrays[self._image], seed)
+        for name, value in zip(self._names, labels, strict=True):
+            arrays[name][...] = value
+
+    def encode(self, item: Any, arrays: Arrays, encoded: Arrays, seed: int | None) -> None:
+        """As a call, but that a file which a device can decode is left to it, with the crop that was drawn.
+
+        Args:
+            item: its descriptor.
+            arrays: its rows by name.
+            encoded: memory for the file, by name, of at least the bytes that `encoded` says.
+            seed: as for a call.
+
+        Raises:
+            ImageError, KeyError, ValueError: as a call.
+        """
+        write(encoded[self._image], None)  # what an earlier item left there is not to be decoded in its place
+        source, labels = self._parts(item if self._read is None else self._read(item))
+        self._worker().encode(source, arrays[self._image], encoded[self._image], seed)
+        for name, value in zip(self._names, labels, strict=True):
+            arrays[name][...] = value
+
+    def _worker(self) -> _Worker:
         worker = cast("_Worker | None", getattr(self._threads, "worker", None))
         if worker is None:
             worker = self._threads.worker = _Worker(self._declaration, self._host, self._count)
-        worker.load(source, arrays[self._image], seed)
-        for name, value in zip(self._names, labels, strict=True):
-            arrays[name][...] = value
+        return worker
 
     def _parts(self, value: Any) -> tuple[Source, Sequence[Any]]:
         parts = cast("Sequence[Any]", ())
@@ -201,6 +242,7 @@ class _Worker:
 
     def __init__(self, declaration: ImageDeclaration, host: str | None, count: Callable[[str], None]) -> None:
         self._what = declaration
+        self._count = count
         gray = declaration.color == "gray"
         self.chain = Chain(
             declaration.decoders, host, declaration.background, srgb=declaration.srgb, gray=gray, count=count
@@ -238,27 +280,73 @@ class _Worker:
             if (found := self._quick.load(source, seed, kind, **options)) is not None:
                 self._resize(found.pixels, found.box, out, turn=_FLIPPED if found.flip else UPRIGHT)
                 return
-        what = self._what
-        if isinstance(source, str | os.PathLike):
-            data = self._reader.read(source)
-        else:
-            data = np.frombuffer(source, np.uint8)
-            if not data.size:
-                raise ImageError(_name(source), "it is empty (0 bytes)")
+        data = self._data(source)
         try:
-            picture = self.chain.open(data)
-            if picture.width * picture.height > what.max_pixels:
-                raise Damaged(
-                    f"it has {picture.width} x {picture.height} pixels, more than max_pixels={what.max_pixels:,} allows"
-                )
-            width, height = picture.width, picture.height
-            if picture.orientation > 4:
-                width, height = height, width
-            box, flip = draw(what, seed, width, height, self._words)
-            part = self.chain.decode(picture, box, *what.size)
+            picture, box, flip = self._opened(data, seed)
+            part = self.chain.decode(picture, box, *self._what.size)
         except Damaged as error:
             raise ImageError(_name(source), str(error)) from error.__cause__
         self._resize(part.pixels, part.box, out, turn=turned(picture.orientation, flip=flip))
+
+    def encode(self, source: Source, out: npt.NDArray[Any], row: npt.NDArray[np.uint8], seed: int | None) -> None:
+        if isinstance(source, os.PathLike):
+            source = os.fsdecode(source)
+        data = self._data(source)
+        try:
+            picture, box, flip = self._opened(data, seed)
+            turn = turned(picture.orientation, flip=flip)
+            reason = self._unfit(picture, row.size - HEAD)
+            if reason is None:
+                box, pixels = reduced(
+                    stored_box(box, picture.orientation, picture.width, picture.height),
+                    EIGHTHS, picture.width, picture.height,
+                )  # fmt: skip
+                x, y = EIGHTHS * pixels.x, EIGHTHS * pixels.y
+                write(row, data, pixels, Box(box.x - x, box.y - y, box.width, box.height), turn)
+                return
+            part = self.chain.decode(picture, box, *self._what.size)
+        except Damaged as error:
+            raise ImageError(_name(source), str(error)) from error.__cause__
+        self._count(f"a worker decoded a picture that a device was to decode: {reason}")
+        self._resize(part.pixels, part.box, out, turn=turn)
+
+    def _unfit(self, picture: Picture, capacity: int) -> str | None:
+        """Why a picture is not left to a device."""
+        header = picture.header
+        if header is None:
+            return "it is no JPEG file"
+        if picture.data.size > capacity:
+            return f"its file is larger than encoded_bytes allows ({capacity:,})"
+        if header.components not in (1, 3) or header.precision != 8 or header.frame not in _FRAMES:
+            return "it is a JPEG file of a rare kind (CMYK, 12 bits, arithmetic or lossless coding)"
+        if self._what.srgb and header.profile:
+            return "it has an ICC profile"
+        return None
+
+    def _data(self, source: Source) -> npt.NDArray[np.uint8]:
+        if isinstance(source, str | os.PathLike):
+            return self._reader.read(source)
+        data = np.frombuffer(source, np.uint8)
+        if not data.size:
+            raise ImageError(_name(source), "it is empty (0 bytes)")
+        return data
+
+    def _opened(self, data: npt.NDArray[np.uint8], seed: int | None) -> tuple[Picture, Box, bool]:
+        what = self._what
+        picture = self.chain.open(data)
+        if picture.width * picture.height > what.max_pixels:
+            raise Damaged(
+                f"it has {picture.width} x {picture.height} pixels, more than max_pixels={what.max_pixels:,} allows"
+            )
+        width, height = picture.width, picture.height
+        if picture.orientation > 4:
+            width, height = height, width
+        box, flip = draw(what, seed, width, height, self._words)
+        return picture, box, flip
+
+
+_FRAMES = (0xC0, 0xC1, 0xC2)
+"""Baseline, extended and progressive, with Huffman codes."""
 
 
 def _crop_arguments(crop: Crop, size: tuple[int, int]) -> tuple[int, dict[str, Any]]:

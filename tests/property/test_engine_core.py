@@ -17,6 +17,8 @@ from hydrax_gpu._engine.core import Core, CoreConfig
 from hydrax_gpu._engine.faults import FaultRules
 from hydrax_gpu._engine.messages import (
     Copied,
+    Decode,
+    Decoded,
     Dispatch,
     Drop,
     Effect,
@@ -35,6 +37,7 @@ from hydrax_gpu._engine.messages import (
 )
 from hydrax_gpu._exec.protocol import Failure, Result, Unreadable, WorkerLost, WorkerReady
 from hydrax_gpu._mem.slots import SlotState
+from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu.errors import LoaderError, TooManyBadItems
 from hydrax_gpu.policy import BadItem, BadItems, Mode
 from tests.small import engine_plan
@@ -60,6 +63,7 @@ class World(RuleBasedStateMachine):
         lethal=st.sets(st.integers(0, 22), max_size=2),
         known=st.sets(st.integers(0, 22), max_size=2),
         together=st.booleans(),
+        files=st.booleans(),
     )
     def begin(
         self,
@@ -74,10 +78,15 @@ class World(RuleBasedStateMachine):
         lethal: set[int],
         known: set[int],
         together: bool,
+        files: bool = False,
     ) -> None:
         plan = self.plan = engine_plan(end)
         assert plan.end_position is not None
         self.depth, self.ordered, self.mode = depth, ordered, mode
+        self.files = files
+        self.to_decode: list[Load] = []
+        self.decoded: set[tuple[int, int]] = set()
+        self.refused: set[tuple[int, int, int]] = set()  # slot, generation, row that a worker has to decode
         self.bad, self.lethal, self.known, self.together = bad, lethal, known, together
         self.skip = frozenset(begin + offset for offset in skip)
         groups = [(validation, group) for validation in (False, True) for group in (0, 1)]
@@ -98,6 +107,7 @@ class World(RuleBasedStateMachine):
                     skip=BadItems(BadItem(validation=v, group=g, item=i) for v, g in groups for i in known),
                     substitutes=plan.substitutes,
                 ),
+                on_device=self.has_files,
                 caching=self.caching(),
             )
         )
@@ -119,6 +129,9 @@ class World(RuleBasedStateMachine):
         self.ended: list[Effect] = []
         self.left_out: set[int] = set()  # positions of batches that cannot be had, although nothing is bad about them
         self.take(self.core.step(Start()))
+
+    def has_files(self, plan: BatchPlan) -> bool:
+        return self.files and plan.position % 3 != 0
 
     def caching(self) -> Caching:
         """What is in caches; nothing here, see `test_engine_core_cached.py`."""
@@ -164,7 +177,17 @@ class World(RuleBasedStateMachine):
                     assert self.core.slots.generation(load.slot) == load.generation
                     assert len(self.queues[worker]) < 16
                     self.queues[worker].append(effect)
+                case Decode(load):
+                    assert self.has_files(load.plan) and (load.slot, load.generation) not in self.decoded
+                    if (outcome := self.outcome(load.plan.position)) is not None:
+                        rows = self.rows_done[load.slot, load.generation]
+                        items = [rows[row] for row in range(load.plan.valid)]
+                        assert items == load.plan.indices[: load.plan.valid] == outcome
+                    assert not {key[2] for key in self.refused if key[:2] == (load.slot, load.generation)}
+                    self.to_decode.append(load)
                 case Place(load):
+                    wanted = self.has_files(load.plan) and not load.cached
+                    assert ((load.slot, load.generation) in self.decoded) == wanted
                     rows = self.rows_done[load.slot, load.generation]
                     items = [rows[row] for row in range(load.plan.valid)]
                     assert items == load.plan.indices[: load.plan.valid], "what was loaded is what it says it has"
@@ -198,6 +221,8 @@ class World(RuleBasedStateMachine):
                 self.die(worker, len(items) if self.together else offset + 1)
                 return
         self.queues[worker].popleft()
+        if task.refused:
+            self.refused.discard((task.load.slot, task.load.generation, task.begin))
         self.rows_done_by[worker] += len(items)
         rows = self.rows_done.setdefault((task.load.slot, task.load.generation), {})
         failures: list[Failure] = []
@@ -264,6 +289,25 @@ class World(RuleBasedStateMachine):
             self.rows_done_by[worker] += len(items)
             failure = Failure(0, "cannot be read", "", None)
             self.take(self.core.step(Unreadable(worker, task.chunk, failure)))
+
+    @precondition(lambda self: self.to_decode and not self.ended)
+    @rule(data=st.data())
+    def the_device_has_decoded_a_slot(self, data: st.DataObject) -> None:
+        load = data.draw(st.sampled_from(self.to_decode))
+        refused = data.draw(st.sets(st.integers(0, load.plan.valid - 1), max_size=2))
+        self.decode(load, refused)
+
+    def decode(self, load: Load, refused: set[int]) -> None:
+        self.to_decode.remove(load)
+        key = load.slot, load.generation
+        if not refused:
+            self.decoded.add(key)
+        for row in refused:
+            if (
+                self.kills == 0 and self.outcome(load.plan.position) is not None
+            ):  # or the task may be given to another, who knows nothing of that
+                self.refused.add((*key, row))
+        self.take(self.core.step(Decoded(*key, dict.fromkeys(refused, "refused"))))
 
     @precondition(lambda self: self.to_place)
     @rule(how=st.sampled_from(["lent", "copied", "on the device"]))
@@ -371,6 +415,8 @@ class World(RuleBasedStateMachine):
                 self.take(self.core.step(WorkerReady(worker, 1, 1, False)))
             elif not self.ended and any(self.queues.values()):
                 self.do(max(self.queues, key=lambda worker: len(self.queues[worker])), 1000)
+            elif not self.ended and self.to_decode:
+                self.decode(self.to_decode[0], set())
             elif self.to_place:
                 load = self.to_place.popleft()
                 self.left.append(load.plan.position)

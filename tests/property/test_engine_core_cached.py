@@ -68,6 +68,7 @@ class CachedWorld(World):
             st.tuples(st.booleans(), st.integers(0, 1), st.integers(0, 22)), st.integers(0, 3), max_size=12
         ),
         only=st.sets(st.tuples(st.booleans(), st.integers(0, 1)), max_size=2),
+        files=st.booleans(),
     )
     def begin(
         self,
@@ -85,12 +86,13 @@ class CachedWorld(World):
         otherwise: int,
         exceptions: dict[tuple[bool, int, int], int],
         only: set[tuple[bool, int]],
+        files: bool = False,
     ) -> None:
         everything = {(v, g, i): otherwise for v in (False, True) for g in (0, 1) for i in range(23)}
         self.shelf = Shelf(self, everything | exceptions, only)
         self.was_read: dict[int, list[int]] = {}  # position → the items of the batch, if all were read from the cache
         self.sent_as: dict[int, bool] = {}  # chunk → whether it was to be read
-        super().begin(depth, workers, ordered, begin, end, skip, mode, bad, lethal, known, together)
+        super().begin(depth, workers, ordered, begin, end, skip, mode, bad, lethal, known, together, files)
 
     def caching(self) -> Caching:
         return self.shelf

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import gpu, table
+from benchmarks import gpu, gpu_images, table
 from hydrax_gpu._kernels import sources
 from hydrax_gpu.testing import FakeDevice
 from tests import cupy_stub
+from tests import image_files as pictures
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = {"window_s": 0.05, "warm_s": 0.0}
@@ -36,19 +37,20 @@ def test_a_name_that_there_is_not() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "gpu", "--only", "items"], cwd=ROOT, capture_output=True, text=True
     )
-    assert done.returncode == 2 and "items: not one of h2d, step, kernels" in done.stderr
+    assert done.returncode == 2 and "items: not one of h2d, step, kernels, images" in done.stderr
 
 
 def test_every_case_names_a_function_and_stands_beside_a_limit() -> None:
     found = list(gpu.experiments(list(gpu.NAMES), 1.0, 1.0))
     assert [experiment.name for experiment in found] == list(gpu.NAMES)
     for experiment in found:
-        names = [case.name for case in experiment.cases]
-        assert experiment.metrics[0].limit_case == names[0]
-        assert any(case.judged for case in experiment.cases)
+        names = [*(case.name for case in experiment.cases), *experiment.left_out]
+        assert experiment.metrics[0].limit_case in names
+        assert experiment.left_out or any(case.judged for case in experiment.cases)
         for case in experiment.cases:
             module, function = case.arguments[0].split(":")
-            assert module == "benchmarks.gpu" and callable(getattr(gpu, function))
+            modules = {"benchmarks.gpu": gpu, "benchmarks.gpu_images": gpu_images}
+            assert callable(getattr(modules[module], function))
             json.loads(case.arguments[1])
             assert case.environment["JAX_PLATFORMS"] == "cuda,cpu"
 
@@ -110,3 +112,42 @@ def test_the_table_names_the_device() -> None:
     (experiment,) = gpu.experiments(["kernels"], 1.0, 1.0)
     about = {"date": "", "machine": {"gpu": "GPU A"}, "versions": {}}
     assert all(row["machine"]["gpu"] == "GPU A" for row in table.summary_rows(experiment, [], about))
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> list[str]:
+    files = []
+    for number in range(6):
+        files.append(str(tmp_path / f"{number}.jpg"))
+        pictures.photograph(120, 90, number).save(files[-1])
+    return files
+
+
+@pytest.mark.parametrize("encoded_bytes", [None, 0])
+def test_pictures_are_measured(photographs: list[str], encoded_bytes: int | None) -> None:
+    device = FakeDevice()
+    with device.in_use():
+        result = gpu_images.measure_loader(encoded_bytes, **SHORT, batch=4, files=photographs)
+    assert result["images_s"] > 0 and result["batches"] > 0 and not result["fallbacks"]
+    assert bool(device.pictures) == (encoded_bytes is None)
+
+
+def test_a_number_of_another_decoder_is_not_reported(photographs: list[str]) -> None:
+    device = FakeDevice()
+    device.decoder_error = "nvImageCodec is not there"
+    with device.in_use(), pytest.raises(RuntimeError, match="decoded by the workers: workers decode the pictures"):
+        gpu_images.measure_loader(None, **SHORT, batch=4, files=photographs)
+
+
+def test_dalis_own_pipeline_is_measured(photographs: list[str]) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    result = gpu_images.measure_dali(**SHORT, batch=4, files=photographs, device_id=None)
+    assert result["images_s"] > 0
+
+
+def test_what_is_not_installed_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_images, "_missing", lambda module: True)
+    (found,) = gpu.experiments(["images"], 1.0, 1.0)
+    assert set(found.left_out) == {"raw DALI pipeline", "hydrax_gpu, decoded by nvImageCodec"}
+    assert all("pip install 'hydrax-gpu[cuda12]'" in reason for reason in found.left_out.values())
+    assert [case.name for case in found.cases] == ["hydrax_gpu, decoded by the workers"]
