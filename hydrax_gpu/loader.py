@@ -128,9 +128,8 @@ class Dataloader(Generic[D]):
             that `jax.default_device` names where the loader is entered: one loader each for several.
         sharding: a `jax.sharding.Sharding` for all arrays, or a dict with one for each name of an array in any of the
             groups: the batch's arrays are global ones over these devices, and `batch_size` is that of the global
-            batch. Each process loads the rows that its devices need. With several processes give all of them the same
-            arguments; batches come in order then, and a bad item is replaced where it would drop a batch, so that
-            every process has as many. See docs/sharding.md.
+            batch. Each process loads the rows that its devices need. Several processes are given the same arguments;
+            a bad item is replaced there where it would drop a batch. Not for groups with a cache. See docs/sharding.md.
 
     Raises:
         ValueError, TypeError: an argument is not valid; the message says what was wanted.
