@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import gpu, handover, items, kernels, large, plan, shards, scale, soak, startup, table
+from . import gpu, handover, items, kernels, large, plan, scale, shards, soak, startup, table
 from .harness import Experiment, Run, prepared_file, run_rounds
 from .subjects import installed_peers
 from .workloads import make_large_file
