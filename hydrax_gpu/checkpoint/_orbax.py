@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import orbax.checkpoint as ocp  # pyright: ignore[reportMissingTypeStubs]
 from etils import epath  # pyright: ignore[reportMissingTypeStubs]
@@ -19,9 +19,12 @@ __all__ = ["LoaderHandler", "Restore", "Save"]
 
 _FILE = "hydrax_gpu.json"
 
+# Orbax's own classes have metaclasses that a type checker cannot see through.
+_Handler = object if TYPE_CHECKING else ocp.AsyncCheckpointHandler
+
 
 @final
-class LoaderHandler(ocp.AsyncCheckpointHandler):
+class LoaderHandler(_Handler):
     """Saves the state of a `Dataloader` and restores it. `CheckpointManager` finds it by `Save` and `Restore`.
 
     The state is a file `hydrax_gpu.json` of the item's folder, of some kilobytes, written by process 0.
@@ -78,7 +81,7 @@ def _is_state(loader: object) -> None:
             raise type(error)(f"hydrax_gpu.checkpoint.Save: {error}") from None
 
 
-@ocp.args.register_with_handler(LoaderHandler, for_save=True)
+@ocp.args.register_with_handler(cast("Any", LoaderHandler), for_save=True)
 @dataclass
 class Save(ocp.args.CheckpointArgs):
     """What to save as an item of an Orbax checkpoint: where a loader stands when the manager's `save` is called.
@@ -96,7 +99,7 @@ class Save(ocp.args.CheckpointArgs):
         _is_state(cast("object", self.loader))
 
 
-@ocp.args.register_with_handler(LoaderHandler, for_restore=True)
+@ocp.args.register_with_handler(cast("Any", LoaderHandler), for_restore=True)
 @dataclass
 class Restore(ocp.args.CheckpointArgs):
     """Restores what `Save` saved: the item is then a state, for `Dataloader(start_at=...)`."""
