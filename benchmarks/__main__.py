@@ -1,4 +1,4 @@
-"""Measure loaders: `cpu` what needs no GPU, `gpu` what does, `peers` all loaders beside each other, `all` everything."""
+"""Measure loaders: `cpu` what needs no GPU, `gpu` what does, `peers` all loaders side by side, `all` everything."""
 
 from __future__ import annotations
 

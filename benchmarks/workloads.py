@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-SMALL_ITEMS = 1 << 16
+SMALL_ITEMS = 1 << 15
 LARGE_SHAPE = (512, 1024, 3)
 LARGE_ITEMS = 256
 LARGE_FILE = "HYDRAX_BENCHMARK_LARGE"
