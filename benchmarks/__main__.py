@@ -11,12 +11,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from . import gpu, handover, items, kernels, large, overlap, plan, publish, soak, startup, table
+from . import cache, gpu, handover, items, kernels, large, overlap, plan, publish, soak, sources, startup, table
 from .harness import Experiment, Run, prepared_file, run_rounds
 from .peers import NAME, PEERS, choose
 from .workloads import make_large_file, make_record_file
 
-NAMES = ("items", "bytes", "overlap", "startup", "handover", "plan", "kernels", "jpeg")
+NAMES = ("items", "bytes", "overlap", "startup", "handover", "plan", "kernels", "cache", "sources", "jpeg")
 SLOW = ("soak",)
 """Only measured when asked for: it takes minutes, and one round says it all."""
 COMPARED = ("items", "bytes", "overlap", "startup", "jpeg")
@@ -203,6 +203,10 @@ def _without_gpu(options: argparse.Namespace, stack: ExitStack) -> Iterator[Expe
         yield from plan.experiments()
     if "kernels" in options.only:
         yield from kernels.experiments()
+    if "cache" in options.only:
+        yield from cache.experiments()
+    if "sources" in options.only:
+        yield from sources.experiments(**times)
     if "jpeg" in options.only:
         # these need NumPy and Pillow, which nothing else here does
         from . import jpeg, photos

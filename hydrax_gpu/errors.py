@@ -14,13 +14,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchTimeoutError",
+    "CacheError",
+    "CacheMismatch",
+    "CacheWriteError",
     "DecodeError",
     "ImageError",
     "LoaderError",
     "NotEnoughMemory",
     "PlacementError",
+    "SourceChanged",
+    "SourceError",
     "StateMismatch",
     "TooManyBadItems",
+    "UnsafeCache",
     "WorkerDied",
     "WorkerStartError",
 ]
@@ -60,6 +66,49 @@ class BatchTimeoutError(_Portable, TimeoutError):
         super().__init__(message)
 
 
+class CacheError(_Portable, RuntimeError):
+    """A cache cannot be used: it is not there, damaged beyond single entries, or a package that it needs is missing."""
+
+
+class CacheMismatch(CacheError, ValueError):
+    """A cache on disk is of other data, arrays or order than what it was opened for.
+
+    Attributes:
+        field: what differs, such as `arrays[0].nbytes`.
+        stored: its value on disk.
+        wanted: its value here.
+        fix: what to do about it.
+    """
+
+    def __init__(self, location: str, field: str, stored: object, wanted: object, fix: str) -> None:
+        self.location = location
+        self.field = field
+        self.stored = stored
+        self.wanted = wanted
+        self.fix = fix
+        super().__init__(
+            f"the cache in {location} does not fit: its {field} is {stored!r}, and {wanted!r} is wanted here. {fix}"
+        )
+
+
+class CacheWriteError(CacheError, OSError):
+    """Nothing more can be written to a cache: the disk is full, the file system read-only, a permission lost.
+
+    What was written stays good, and reading goes on. The `__cause__` is the `OSError`.
+
+    Attributes:
+        errno: its number, None where there is none.
+    """
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class UnsafeCache(CacheError):
+    """Pickled values were found in a file that somebody else may have written; they were not unpickled."""
+
+
 class DecodeError(_Portable, ValueError):
     """What the loader function wrote into an array with a decode cannot be decoded: row splits that are not sound.
 
@@ -79,6 +128,29 @@ class ImageError(_Portable, ValueError):
         self.source = source
         self.reason = reason
         super().__init__(f"{source}: {reason}")
+
+
+class SourceError(_Portable, ValueError):
+    """An item of a source could not be read: an item error, with which the error policy deals.
+
+    Raised outside of a worker, it says the same of a file that a source is made of.
+
+    Attributes:
+        source: path of the file, and what of it, such as `train-003.tar: n0153/17.jpg`.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"{source}: {reason}")
+
+
+class SourceChanged(SourceError):
+    """A file is not any more what it was when the source was made: nothing of it is read at places that may be wrong.
+
+    Make the source anew; an index that was kept beside the file is made anew with it.
+    """
 
 
 class LoaderError(_Portable, RuntimeError):

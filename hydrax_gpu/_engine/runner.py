@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from hydrax_gpu._engine.core import Core
 from hydrax_gpu._engine.inbox import EpollInbox
@@ -37,6 +37,7 @@ from hydrax_gpu._engine.messages import (
     Start,
     Stop,
     Taken,
+    Unread,
     Unsent,
     name_items,
 )
@@ -46,6 +47,9 @@ from hydrax_gpu._place import Placement
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu.errors import NotEnoughMemory, PlacementError, WorkerDied, WorkerStartError
 from hydrax_gpu.policy import BadItem
+
+if TYPE_CHECKING:
+    from hydrax_gpu._engine.caches import Caches
 
 __all__ = ["END", "Delivery", "Dropped", "Entry", "Failed", "Lent", "Placer", "Runner", "WorkerDeath"]
 
@@ -67,12 +71,11 @@ class Lent(NamedTuple):
     def alive(self) -> list[tuple[int, str, Any]]:
         """`(slot, what, object)`: the batch, if it exists, or those of its arrays that do without it."""
         batch = self.batch()
-        if batch is not None and self.arrays:
+        arrays = [(name, array) for name, reference in self.arrays.items() if (array := reference()) is not None]
+        # A batch that was given others by `Batch.cache` does not hold these any more.
+        if batch is not None and arrays:
             return [(self.slot, repr(batch), batch)]
-        arrays = ((name, reference()) for name, reference in self.arrays.items())
-        return [
-            (self.slot, f"array {name!r} of a batch that is gone", array) for name, array in arrays if array is not None
-        ]
+        return [(self.slot, f"array {name!r} of a batch that is gone", array) for name, array in arrays]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,9 @@ class Runner:
         inbox: where messages come from.
         data: for each layout index (training groups first, then validation groups) the sequence of descriptors.
         training_groups: how many of those are training groups.
-        make_batch: builds the public `Batch` of a plan, its arrays and its items' additional data.
+        make_batch: builds the public `Batch` of a plan, its arrays, its items' additional data, and whether it was read
+            from a cache.
+        caches: the groups' caches, if any has one.
     """
 
     def __init__(
@@ -206,7 +211,8 @@ class Runner:
         *,
         data: Sequence[Sequence[Any]],
         training_groups: int,
-        make_batch: Callable[[BatchPlan, Mapping[str, Any], Sequence[Mapping[str, Any] | None] | None], Any],
+        make_batch: Callable[[BatchPlan, Mapping[str, Any], Sequence[Mapping[str, Any] | None] | None, bool], Any],
+        caches: Caches | None = None,
     ) -> None:
         self.core = core
         self.executor = executor
@@ -228,6 +234,7 @@ class Runner:
         self._worker_decodes: list[bool | None] = [None] * len(data)
         self._training_groups = training_groups
         self._make_batch = make_batch
+        self.caches = caches
         self._seen_taken = 0
         self._messages: deque[Message] = deque()
 
@@ -333,6 +340,8 @@ class Runner:
     def _count(self, result: Result) -> None:
         self.counters.chunks += 1
         self.counters.busy_ns += max(0, result.busy_ns)
+        if result.caches is not None and self.caches is not None:
+            self.caches.count(result.caches)
         if result.counts:
             before = self.counters.fallbacks
             for line in result.counts.keys() - before.keys():
@@ -350,6 +359,9 @@ class Runner:
                 self._place(load)
             case Drop(load):
                 self.outbox.put(Dropped(load.plan, load.bad_items()))
+            case Unread(load, rows):
+                assert self.caches is not None
+                self.caches.unread(load.plan, rows)
             case Retire(slot):
                 self._placer.retire(slot)
             case Respawn():
@@ -359,22 +371,29 @@ class Runner:
             case Finish():
                 self.outbox.put(END)
 
-    def _layout(self, plan: BatchPlan) -> int:
+    def _group(self, plan: BatchPlan) -> int:
         return plan.group + self._training_groups if plan.validation else plan.group
 
     def _dispatch(self, effect: Dispatch) -> None:
-        plan, begin, end = effect.load.plan, effect.begin, effect.end
-        layout = self._layout(plan)
-        data = self._data[layout]
+        load, begin, end = effect.load, effect.begin, effect.end
+        plan = load.plan
+        group = self._group(plan)
+        data = self._data[group]
         seeds = None if plan.seeds is None else plan.seeds[begin:end]
         indices = plan.indices[begin:end]
-        decode = self._worker_decodes[layout]
+        cache = None if self.caches is None else self.caches.groups[group]
+        if cache is not None and load.cached:
+            task = Task(effect.chunk, load.slot, cache.layout, begin, indices, None, False, (indices, plan.group_pass))
+            self.executor.submit(effect.worker, task)
+            return
+        keys = (indices, plan.group_pass) if cache is not None and cache.kind == "direct" else None
+        decode = self._worker_decodes[group]
         if decode is None:
-            decode = self._worker_decodes[layout] = not self._placer.decodes(layout)
+            decode = self._worker_decodes[group] = not self._placer.decodes(group)
         try:
             # Of a plain range, which stands for "no descriptors, just numbers", the item is the index.
-            items = indices if self._plain[layout] else list(map(data.__getitem__, indices))
-            task = Task(effect.chunk, effect.load.slot, layout, begin, items, seeds, decode)
+            items = indices if self._plain[group] else list(map(data.__getitem__, indices))
+            task = Task(effect.chunk, load.slot, group, begin, items, seeds, decode, keys)
             self.executor.submit(effect.worker, task)
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
@@ -393,13 +412,18 @@ class Runner:
         )  # fmt: skip
         self.executor.respawn(lost.worker)
 
+    def _layout(self, load: Load) -> int:
+        group = self._group(load.plan)
+        cache = self.caches.groups[group] if self.caches is not None and load.cached else None
+        return group if cache is None else cache.layout
+
     def _place(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation
         try:
             placement = self._placer.place(
                 slot,
                 generation,
-                self._layout(plan),
+                self._layout(load),
                 plan,
                 load.additional,
                 partial(self.inbox.post, Released(slot, generation)),
@@ -407,7 +431,7 @@ class Runner:
             arrays, shared, copying = placement
             if copying:
                 self.retires = True
-            batch = self._make_batch(plan, arrays, load.additional)
+            batch = self._make_batch(plan, arrays, load.additional, load.cached)
         except (PlacementError, NotEnoughMemory) as error:
             self._messages.append(PlacementFailed(slot, generation, error))
             return

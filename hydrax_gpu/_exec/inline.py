@@ -19,6 +19,7 @@ class InlineExecutor:
         self._runner = ChunkRunner(
             spec.loader, spec.layouts, arena, 0,
             retries=spec.retries, backoff=spec.backoff, keep=spec.keep_exceptions, kernels=spec.kernels,
+            caches=spec.caches,
         )  # fmt: skip
         self._startup = spec.startup
         self._inbox = inbox
@@ -72,3 +73,4 @@ class InlineExecutor:
 
     def close(self) -> None:
         self._tasks.clear()
+        self._runner.close()

@@ -106,11 +106,12 @@ class ThreadExecutor:
         runner = ChunkRunner(
             spec.loader, spec.layouts, self._arena, worker,
             retries=spec.retries, backoff=spec.backoff, keep=spec.keep_exceptions, catch=(BaseException,),
-            kernels=spec.kernels,
+            kernels=spec.kernels, caches=spec.caches,
         )  # fmt: skip
         self._inbox.post(WorkerReady(worker, os.getpid(), time.perf_counter_ns() - begin, False))
         while (task := self._queues[worker].get()) is not None:
             self._inbox.post(Result(worker, task.chunk, *runner.run(task)))
+        runner.close()
 
 
 def stack_of(thread: threading.Thread) -> str:
