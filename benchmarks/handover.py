@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from . import workloads
+from . import peers, workloads
 from .harness import Experiment, Goal, Metric, target_case
-from .subjects import make_subject
+from .peers import Chosen
 from .workloads import Task
 
 SIZES: dict[str, tuple[int, tuple[int, ...]]] = {"small": (64, (8, 8, 3)), "large": (32, (128, 128, 3))}
@@ -19,7 +19,7 @@ DELIVERIES = ("alias", "copy")
 UNMEASURED = 20
 
 
-def experiments(subjects: Sequence[tuple[str, str | None]], steps: int, pause_s: float) -> list[Experiment]:
+def experiments(subjects: Sequence[Chosen], steps: int, pause_s: float) -> list[Experiment]:
     """Small and large batches; ours delivered both ways."""
     metrics = (
         Metric("handover_us", "µs: next(), and reading two arrays", Goal(at_most=150.0)),
@@ -33,7 +33,7 @@ def experiments(subjects: Sequence[tuple[str, str | None]], steps: int, pause_s:
     result: list[Experiment] = []
     for size, (batch, shape) in SIZES.items():
         cases = []
-        for name, module in subjects:
+        for name, module in ((one.name, one.module) for one in subjects):
             ours = name == "hydrax_gpu"
             for delivery in DELIVERIES if ours else (None,):
                 label = f"{name} {delivery}" if delivery else name
@@ -58,7 +58,7 @@ def measure(
 
 
 def _loader(task: Task, subject: str, module: str | None, steps: int, pause_s: float) -> dict[str, float]:
-    loader = make_subject(subject, module)
+    loader = peers.make(subject, module)
     clock, cpu = time.perf_counter, time.thread_time
     rows: list[tuple[float, float, float, float]] = []
     with loader.open(task) as batches:

@@ -52,6 +52,10 @@ class Metric:
     """The case that measures the limit."""
 
 
+PEAK = Metric("peak_pss_mb", "MB: all processes (PSS) at their peak")
+"""Of cases whose memory is looked at."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One process to run."""
@@ -71,6 +75,8 @@ class Case:
     """The interpreter, for what cannot be installed beside the others."""
     memory: bool = False
     """Whether the memory of all its processes is looked at while it runs, every half second."""
+    peer: bool = False
+    """Whether it is somebody else's loader: should it fail, the run as a whole has not."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +133,12 @@ def target_case(
     timed: bool = True,
     python: str = sys.executable,
     memory: bool = False,
+    peer: bool = False,
     **settings: Any,
 ) -> Case:
     """A case that calls `module:function(**settings)` of this package in a new process."""
     arguments = (target, json.dumps(settings))
-    return Case(name, "benchmarks._run", arguments, settings, judged, env or {}, timed, python, memory)
+    return Case(name, "benchmarks._run", arguments, settings, judged, env or {}, timed, python, memory, peer)
 
 
 def run_case(case: Case, round_: int, timeout_s: float) -> Run:

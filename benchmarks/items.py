@@ -12,42 +12,45 @@ from typing import Any
 
 import numpy as np
 
-from . import workloads
+from . import peers, workloads
 from .accounts import Window
 from .consume import throughput
-from .harness import Experiment, Goal, Metric, target_case
+from .harness import PEAK, Experiment, Goal, Metric, target_case
+from .peers import Chosen
 
 GOAL_RATE = Goal(at_least=0.4)
 GOAL_CPU = Goal(at_most=4.0)
 
 
-def experiments(subjects: Sequence[tuple[str, str | None]], warm_s: float, window_s: float) -> list[Experiment]:
-    """Batches of 64 and of 1024 items, at the default depth and with room for more batches ahead."""
+def experiments(
+    subjects: Sequence[Chosen], folder: str, warm_s: float, window_s: float, memory: bool = False
+) -> list[Experiment]:
+    """Batches of 64 and of 1024 items, at the default depth and with room for more batches ahead.
+
+    `folder` is for what a loader must write first.
+    """
     metrics = (
         Metric("items_per_s", "items/s", GOAL_RATE, limit_case="limit"),
         Metric("cpu_us_per_item", "CPU µs/item, all processes", GOAL_CPU),
+        *([PEAK] if memory else []),
     )
     times = {"warm_s": warm_s, "window_s": window_s}
     result: list[Experiment] = []
     for batch, depth in ((64, 3), (64, 8), (1024, 3)):
-        cases = [target_case("limit", "benchmarks.items:limit", batch=batch, workers=2, **times)]
-        for name, module in subjects:
-            target, judged = "benchmarks.items:loader", name == "hydrax_gpu"
-            cases.append(
-                target_case(
-                    name,
-                    target,
-                    judged=judged,
-                    subject=name,
-                    module=module,
-                    batch=batch,
-                    workers=2,
-                    depth=depth,
-                    **times,
-                )
-            )
+        limit = target_case("limit", "benchmarks.items:limit", memory=memory, batch=batch, workers=2, **times)
+        cases, left_out = peers.cases(
+            subjects,
+            "items",
+            "benchmarks.items:loader",
+            env={workloads.FOLDER: folder},
+            memory=memory,
+            batch=batch,
+            workers=2,
+            depth=depth,
+            **times,
+        )
         title = f"items: (8, 8, 3) uint8 and an int32, batch {batch}, 2 workers, depth {depth}"
-        result.append(Experiment(f"items-{batch}-depth-{depth}", title, tuple(cases), metrics))
+        result.append(Experiment(f"items-{batch}-depth-{depth}", title, (limit, *cases), metrics, left_out=left_out))
     return result
 
 

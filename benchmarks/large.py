@@ -11,36 +11,36 @@ from typing import Any
 
 import numpy as np
 
-from . import workloads
+from . import peers, workloads
 from .accounts import Window
 from .consume import throughput
-from .harness import Experiment, Goal, Metric, target_case
+from .harness import PEAK, Experiment, Goal, Metric, target_case
+from .peers import Chosen
 
 BATCH = 32
 
 
 def experiments(
-    subjects: Sequence[tuple[str, str | None]], warm_s: float, window_s: float, file: Path
+    subjects: Sequence[Chosen], warm_s: float, window_s: float, file: Path, memory: bool = False
 ) -> list[Experiment]:
     """1.5 MiB an item, batch 32, two workers, depth 3. `file` holds the items."""
     settings = {"batch": BATCH, "workers": 2, "warm_s": warm_s, "window_s": window_s}
-    env = {workloads.LARGE_FILE: str(file)}
+    env = {workloads.LARGE_FILE: str(file), workloads.FOLDER: str(file.parent)}
     cases = [
-        target_case("limit", "benchmarks.large:limit", env=env, buffers=1, **settings),
-        target_case("3 buffers", "benchmarks.large:limit", env=env, buffers=3, **settings),
+        target_case("limit", "benchmarks.large:limit", env=env, memory=memory, buffers=1, **settings),
+        target_case("3 buffers", "benchmarks.large:limit", env=env, memory=memory, buffers=3, **settings),
     ]
-    for name, module in subjects:
-        target, judged = "benchmarks.large:loader", name == "hydrax_gpu"
-        cases.append(
-            target_case(name, target, judged=judged, env=env, subject=name, module=module, depth=3, **settings)
-        )
+    loaders, left_out = peers.cases(
+        subjects, "bytes", "benchmarks.large:loader", env=env, memory=memory, depth=3, **settings
+    )
     metrics = (
         Metric("items_per_s", "items/s", Goal(at_least=0.9), limit_case="limit"),
         Metric("cpu_us_per_item", "CPU µs/item, all processes"),
         Metric("gb_per_s", "GB/s"),
+        *([PEAK] if memory else []),
     )
     title = "bytes: 512 × 1024 × 3 uint8 from the page cache, batch 32, 2 workers, depth 3"
-    return [Experiment("bytes", title, tuple(cases), metrics)]
+    return [Experiment("bytes", title, (*cases, *loaders), metrics, left_out=left_out)]
 
 
 def loader(

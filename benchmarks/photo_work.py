@@ -196,17 +196,42 @@ def _exact(image: Any, box: Box, flip: bool) -> np.ndarray:
 class PhotoTask:
     """What a loader is asked to load."""
 
-    paths: tuple[str, ...]
+    data: tuple[str, ...]
+    """The files."""
     batch: int = 64
     workers: int = 2
     depth: int = 3
     options: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the subject itself."""
+    name: str = "photos"
+    random: bool = True
+
+    @property
+    def load(self) -> Callable[[str, Mapping[str, np.ndarray], int | None], None]:
+        """Fills the arrays of one, for a loader that takes a Python function."""
+        return load_fast
+
+    @property
+    def folder(self) -> Path:
+        """Where a loader may keep what it must write before it can load."""
+        return Path(self.data[0]).parent
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Item shape and dtype of each array, for a loader whose arrays are declared."""
         return {"image": ((SIZE, SIZE, 3), "uint8"), "index": ((), "int32"), "box": ((5,), "int32")}
+
+
+def boxes(paths: Sequence[str]) -> np.ndarray:
+    """Parts and flips, for what cannot draw them in the same way, or not say which it drew."""
+    from PIL import Image
+
+    sizes: dict[str, tuple[int, int]] = {}
+    for path in set(paths):
+        with Image.open(path) as image:
+            sizes[path] = image.size
+    uniform = random.Random(0).random
+    return np.array([(*draw(uniform, *sizes[path]), uniform() < 0.5) for path in paths], np.int32)
 
 
 def judge(paths: Sequence[str], batches: Sequence[Mapping[str, np.ndarray]], batch: int) -> dict[str, float]:
