@@ -29,6 +29,7 @@ from hydrax_gpu._engine import (
     FaultRules,
     InterruptGuard,
     Runner,
+    StageClock,
     Stream,
     close_at_exit,
     positions_after,
@@ -40,6 +41,7 @@ from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, validation_of
 from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, to_state
 from hydrax_gpu._progress import Progress
+from hydrax_gpu._stages import Stages
 from hydrax_gpu.batch import Batch, make_batch, plan_of_batch
 from hydrax_gpu.group import DataGroup, data_of, groups_of, layout_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
@@ -328,9 +330,10 @@ class Dataloader(Generic[D]):
         )
         inbox = EpollInbox()
         executor = new_executor(self._executor_name, spec, arena, inbox, workers)
+        stages = StageClock(workers)
         core = Core(
             CoreConfig(
-                plan=self._plan.at,
+                plan=stages.timed(self._plan.at),
                 begin=self._position,
                 end=self._plan.end_position,
                 skip=frozenset(self._ahead),
@@ -369,6 +372,7 @@ class Dataloader(Generic[D]):
             data=[data_of(group) for group in groups],
             training_groups=len(self._training),
             make_batch=build_batch,
+            stages=stages,
         )
         return Stream(self._runner, threaded=self._executor_name != "inline", timeout=self._timeout, depth=self._depth)
 
@@ -482,6 +486,7 @@ class Dataloader(Generic[D]):
             fallbacks=dict(runner.counters.fallbacks) if runner is not None else {},
             worker_deaths=tuple(runner.deaths) if runner is not None else (),
             kernels=decoded_by(self._kernels, self._placer),
+            stages=runner.stages.stages(self._left_ns or None) if runner is not None else Stages(),
         )
 
 

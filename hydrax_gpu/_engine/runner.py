@@ -40,8 +40,9 @@ from hydrax_gpu._engine.messages import (
     Unsent,
     name_items,
 )
+from hydrax_gpu._engine.stages import StageClock
 from hydrax_gpu._exec.chunk import describe, format_traceback
-from hydrax_gpu._exec.protocol import Executor, Failure, Result, Task, WorkerReady
+from hydrax_gpu._exec.protocol import Executor, Failure, Result, Task, Unreadable, WorkerReady
 from hydrax_gpu._place import Placement
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu.errors import NotEnoughMemory, PlacementError, WorkerDied, WorkerStartError
@@ -84,12 +85,14 @@ class Delivery:
         batch: the batch.
         bad: the items that were replaced in it.
         lent: references to it if it shares a slot's memory.
+        items: number of items in it.
     """
 
     position: int
     batch: Any
     bad: Sequence[BadItem] = ()
     lent: Lent | None = None
+    items: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +198,7 @@ class Runner:
         data: for each layout index (training groups first, then validation groups) the sequence of descriptors.
         training_groups: how many of those are training groups.
         make_batch: builds the public `Batch` of a plan, its arrays and its items' additional data.
+        stages: is told what takes how long.
     """
 
     def __init__(
@@ -207,6 +211,7 @@ class Runner:
         data: Sequence[Sequence[Any]],
         training_groups: int,
         make_batch: Callable[[BatchPlan, Mapping[str, Any], Sequence[Mapping[str, Any] | None] | None], Any],
+        stages: StageClock | None = None,
     ) -> None:
         self.core = core
         self.executor = executor
@@ -214,6 +219,7 @@ class Runner:
         self.outbox: queue.SimpleQueue[Entry] = queue.SimpleQueue()
         self.lock = threading.Lock()
         self.counters = Counters()
+        self.stages = stages if stages is not None else StageClock(executor.count)
         self.workers: dict[int, WorkerReady] = {}  # by number; who took another's place has its number
         self.deaths: list[WorkerDeath] = []
         self.taken = 0  # batches the consumer took out; written by the consumer alone
@@ -222,6 +228,7 @@ class Runner:
         self.retires = False  # whether batches that are gone are retired, and had better be at once
         self.wants_taken = False  # whether the consumer should wake us when it takes one
         self.lent: dict[int, Lent] = {}  # slot → the last of its batches that the consumer was given, alive or not
+        self.stages.held = partial(_slots_held, self.lent)
         self._placer = placer
         self._data = data
         self._plain = [isinstance(each, range) and each == range(len(each)) for each in data]
@@ -241,6 +248,11 @@ class Runner:
                 self._count(current)
             elif type(current) is WorkerReady:
                 self.workers[current.worker] = current
+                self.stages.ready(current.worker, current.pid)
+            elif type(current) is Unreadable:
+                self.stages.gone(current.chunk)
+            elif type(current) is Copied:
+                self.stages.copied(current.slot)
             for effect in self.core.step(current):
                 self._carry_out(effect)
 
@@ -280,6 +292,7 @@ class Runner:
         Returns:
             Seconds after which to come again although nothing happens; None for never.
         """
+        self.stages.look(self.core.slots, self.core.unread)
         for message in self.inbox.take(events):
             self.handle(message)
         taken = self.taken
@@ -291,6 +304,7 @@ class Runner:
                 self.handle(Copied(slot, generation))
         self.wants_taken = self.core.waits_for_consumer
         self.executor.flush()  # at the end of every turn, or an answer to what is still queued would be waited for
+        self.stages.sent()
         if self._placer.deferred and self.core.starved:
             # JAX drops its references to NumPy memory only when something calls into it, and a consumer that waits
             # in next() never will. So we do.
@@ -333,6 +347,7 @@ class Runner:
     def _count(self, result: Result) -> None:
         self.counters.chunks += 1
         self.counters.busy_ns += max(0, result.busy_ns)
+        self.stages.result(result.worker, result.chunk, result.busy_ns, result.decode_ns, result.end_ns)
         if result.counts:
             before = self.counters.fallbacks
             for line in result.counts.keys() - before.keys():
@@ -349,9 +364,12 @@ class Runner:
             case Place(load):
                 self._place(load)
             case Drop(load):
+                self.stages.dropped(load.plan)
                 self.outbox.put(Dropped(load.plan, load.bad_items()))
             case Retire(slot):
+                begin = self.stages.clock()
                 self._placer.retire(slot)
+                self.stages.retired(slot, begin)
             case Respawn():
                 self._respawn(effect)
             case Fail(error):
@@ -364,7 +382,7 @@ class Runner:
 
     def _dispatch(self, effect: Dispatch) -> None:
         plan, begin, end = effect.load.plan, effect.begin, effect.end
-        layout = self._layout(plan)
+        layout, start = self._layout(plan), self.stages.clock()
         data = self._data[layout]
         seeds = None if plan.seeds is None else plan.seeds[begin:end]
         indices = plan.indices[begin:end]
@@ -376,6 +394,7 @@ class Runner:
             items = indices if self._plain[layout] else list(map(data.__getitem__, indices))
             task = Task(effect.chunk, effect.load.slot, layout, begin, items, seeds, decode)
             self.executor.submit(effect.worker, task)
+            self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start)
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
             self._messages.append(Unsent(effect.worker, effect.chunk, _failures(data, indices, error)))
@@ -384,6 +403,7 @@ class Runner:
         lost, items, suspects = effect
         suspect = suspects[0] if len(suspects) == 1 else None
         self.workers.pop(lost.worker, None)
+        self.stages.lost(lost.worker)
         self.deaths.append(WorkerDeath(lost.pid, lost.exitcode, tuple(items), suspect))
         how = WorkerDied(lost.pid, lost.exitcode, items).how if lost.error is None else f"did not start: {lost.error}"
         _log.warning(
@@ -395,6 +415,7 @@ class Runner:
 
     def _place(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation
+        begin = self.stages.clock()
         try:
             placement = self._placer.place(
                 slot,
@@ -420,8 +441,13 @@ class Runner:
         if shared is not None:
             lent = Lent(slot, weakref.ref(batch), {name: weakref.ref(arrays[name]) for name in shared})
         bad = load.bad_items() if load.failures else ()
-        self.outbox.put(Delivery(plan.position, batch, bad, lent))
+        self.stages.placed(plan, slot, begin, copying=copying)
+        self.outbox.put(Delivery(plan.position, batch, bad, lent, plan.valid))
         self._messages.append(Placed(slot, generation, lent is not None, copying))
+
+
+def _slots_held(lent: Mapping[int, Lent]) -> int:
+    return sum(bool(each.alive()) for each in list(lent.values()))
 
 
 def _failures(data: Sequence[Any], indices: Sequence[int], error: Exception) -> tuple[Failure, ...]:

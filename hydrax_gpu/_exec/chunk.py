@@ -33,6 +33,8 @@ class Done(NamedTuple):
     additional: _Additional
     failures: tuple[Failure, ...]
     counts: dict[str, int] | None
+    end_ns: int = 0
+    decode_ns: int = 0
 
     @property
     def loud(self) -> bool:
@@ -89,6 +91,7 @@ class ChunkRunner:
         self._begun = 0
         self._tasks = 0
         self._loud = 0  # the last of them with something to tell
+        self._decode_ns = 0  # in the task at hand
         self._views: dict[tuple[int, int], Sequence[_ItemArrays]] = {}
         self._decoders: dict[int, RowDecoder] = {}
         for index, layout in enumerate(layouts):
@@ -100,14 +103,15 @@ class ChunkRunner:
     def run(self, task: Task) -> Done:
         """Loads the rows of a task, and decodes them."""
         views = self._item_views(task.slot, task.layout)[task.row : task.row + len(task.items)]
+        self._decode_ns = 0
         self._status[self._word + 1] = start = time.perf_counter_ns()
         if self._load_rows is None:
             additional, failures = self._one_by_one(task, views)
         else:
             additional, failures = self._together(self._load_rows, task, views)
-        busy = time.perf_counter_ns() - start
+        end = time.perf_counter_ns()
         counts = self._take_counts() if self._take_counts is not None else None
-        done = Done(busy, additional, tuple(failures), counts)
+        done = Done(end - start, additional, tuple(failures), counts, end, self._decode_ns)
         self._tasks += 1
         if done.loud:
             self._loud = self._tasks
@@ -219,9 +223,11 @@ class ChunkRunner:
         decoder = self._decoders.get(task.layout) if task.decode else None
         wrong: dict[int, BaseException] = {}
         if decoder is not None:
+            start = time.perf_counter_ns()
             for begin, end in runs(offsets):
                 for row, error in decoder(task.slot, task.row + begin, task.row + end).items():
                     wrong[row - task.row] = error
+            self._decode_ns += time.perf_counter_ns() - start
         return wrong
 
     def _failure(self, offset: int, error: BaseException) -> Failure:

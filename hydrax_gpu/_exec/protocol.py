@@ -137,6 +137,8 @@ class Result(NamedTuple):
         additional: for each item what the loader returned, or None when no item returned anything.
         counts: what `take_counts` of the loader function returned, if it has such a method: how often something did not
             go as it should, by lines of text for the report.
+        end_ns: when the last item was done, on the clock of `time.perf_counter_ns`, which is one for all processes.
+        decode_ns: how much of `busy_ns` went into decoding declared arrays.
     """
 
     worker: int
@@ -145,6 +147,8 @@ class Result(NamedTuple):
     additional: list[dict[str, Any] | None] | None
     failures: tuple[Failure, ...]
     counts: dict[str, int] | None = None
+    end_ns: int = 0
+    decode_ns: int = 0
 
 
 class Unreadable(NamedTuple):

@@ -223,7 +223,7 @@ class Worker:
 
     def _decode(self, message: tuple[Any, ...]) -> Message:
         match message:
-            case ("done", chunk, busy, data, sent, counts):
+            case ("done", chunk, busy, data, sent, counts, *times):
                 self._chunks.popleft()
                 self._reported += 1
                 self._looked = max(0, self._looked - 1)
@@ -237,7 +237,7 @@ class Worker:
                 failures = tuple(
                     Failure(offset, text, trace, _unpickled(exception)) for offset, text, trace, exception in sent
                 )
-                return Result(self.index, chunk, busy, additional, failures, counts)
+                return Result(self.index, chunk, busy, additional, failures, counts, *times)
             case ("ready", pid, imported_jax):
                 self.starting = False
                 return WorkerReady(self.index, pid, time.monotonic_ns() - self._started_ns, imported_jax)

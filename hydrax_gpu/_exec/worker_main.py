@@ -164,7 +164,7 @@ class _LazyMain(ModuleType):
 
 
 def _encode_result(task: Task, done: Done) -> bytes:
-    busy, additional, failures, counts = done
+    busy, additional, failures, counts, *times = done
     # What the user's objects make of being pickled, and unpickled on the other side, must not touch the rest of the
     # message: it says which items this is about.
     data: bytes | None = None
@@ -182,7 +182,7 @@ def _encode_result(task: Task, done: Done) -> bytes:
                     failures = (*failures, Failure(offset, text, format_traceback(error), None))
             data = pickle.dumps(additional, protocol=5)
     sent = tuple((*failure[:-1], _pickled(failure.exception)) for failure in failures)
-    return encode(("done", task.chunk, busy, data, sent, counts))
+    return encode(("done", task.chunk, busy, data, sent, counts, *times))
 
 
 def _pickled(error: BaseException | None) -> bytes | None:
