@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 import numpy.typing as npt
 
 from hydrax_gpu import _place
-from hydrax_gpu._engine import EpollInbox, Runner
+from hydrax_gpu._engine import EpollInbox, Runner, StageClock
 from hydrax_gpu._exec.inline import InlineExecutor
 from hydrax_gpu._exec.procs import ProcessExecutor
 from hydrax_gpu._exec.protocol import Executor, WorkSpec
@@ -21,6 +22,7 @@ from hydrax_gpu._plan import Plan
 from hydrax_gpu._spec import LayoutTuple
 from hydrax_gpu.batch import columns
 from hydrax_gpu.group import DataGroup, plan_of
+from hydrax_gpu.trace import Trace
 
 if TYPE_CHECKING:
     import jax
@@ -29,8 +31,10 @@ __all__ = [
     "ExecutorName",
     "UserPlacement",
     "decoded_by",
+    "first_validation",
     "log_remainders",
     "new_executor",
+    "new_stages",
     "notes_of",
     "user_placement",
 ]
@@ -73,6 +77,28 @@ def new_executor(name: ExecutorName, spec: WorkSpec, arena: Arena, inbox: EpollI
             return InlineExecutor(spec, arena, inbox)
 
 
+def new_stages(trace: Trace | None, executor: str, workers: int, depth: int) -> StageClock:
+    """What measures the stages of a loader, and writes them down if there is a trace.
+
+    Raises:
+        OSError: that cannot be written.
+        RuntimeError: it is another loader's.
+    """
+    if trace is not None:
+        trace.open({"executor": executor, "workers": workers, "depth": depth, "cores": len(os.sched_getaffinity(0))})
+    return StageClock(workers, trace=trace)
+
+
+def first_validation(plan: Plan, position: int, first_step: int) -> tuple[int, int]:
+    """Validation passes and batches before a position; a pass that is resumed in its middle counts as the first."""
+    _, done = plan.step_of_position(position)
+    per_pass = plan.batches_per_validation
+    if not per_pass:
+        return 0, 0
+    passes = (position - first_step - (done or 0)) // per_pass
+    return passes, passes * per_pass
+
+
 def user_placement(function: UserPlacement[D] | None, groups: tuple[DataGroup[D], ...]) -> _place.PlacementFunc | None:
     """A user's `placement_func` as the placer calls it."""
     if function is None:
@@ -107,6 +133,8 @@ def notes_of(plan: Plan, runner: Runner | None, placer: _place.Placer | None) ->
         )
     if placer is not None:
         notes.extend(placer.notes)
+    if runner is not None and runner.stages.note is not None:
+        notes.append(runner.stages.note)
     notes += [f"a training group supplies exactly {ratio} of the batches" for ratio in plan.ratios or ()]
     return tuple(notes)
 

@@ -72,9 +72,9 @@ def _sentence(stages: Stages, cause: str, executor: str, depth: int, cores: int)
             )
         case "held":
             return (
-                f"{start}hold {max(1, round(stages.held_slots))} of {depth} slots when the loop asks for the next, and it "
-                f"waited {wait:.0%} of the time, with nowhere to load to: drop them (`del batch`), raise depth by as "
-                "many as you keep, or use delivery='copy'"
+                f"retained batches hold {max(1, round(stages.held_slots))} of {depth} slots when the loop asks for the "
+                f"next one, and it waited {wait:.0%} of the time, with nowhere to load to: drop them (`del batch`), "
+                "raise depth by as many as you keep, or use delivery='copy'"
             )
         case "load" | "decode" if executor == "inline":
             return f"{start}loading took {wait:.0%} of the time; executor='process' would overlap it"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from os import PathLike
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, final
+from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, final
 
 import numpy.typing as npt
 
@@ -16,8 +17,10 @@ from hydrax_gpu._assembly import (
     ExecutorName,
     UserPlacement,
     decoded_by,
+    first_validation,
     log_remainders,
     new_executor,
+    new_stages,
     notes_of,
     user_placement,
 )
@@ -29,7 +32,6 @@ from hydrax_gpu._engine import (
     FaultRules,
     InterruptGuard,
     Runner,
-    StageClock,
     Stream,
     close_at_exit,
     positions_after,
@@ -46,9 +48,7 @@ from hydrax_gpu.batch import Batch, make_batch, plan_of_batch
 from hydrax_gpu.group import DataGroup, data_of, groups_of, layout_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
 from hydrax_gpu.report import Report, WorkerInfo
-
-if TYPE_CHECKING:
-    pass
+from hydrax_gpu.trace import Trace
 
 __all__ = ["Dataloader", "Delivery", "ExecutorName", "State"]
 
@@ -112,6 +112,7 @@ class Dataloader(Generic[D]):
             no worker and no prefetch: for debugging, and for loader functions below some 2 µs an item).
         on_error: what to do about items that cannot be loaded, and about workers that die: an `ErrorPolicy`, or the
             mode of one. By default a batch with a bad item is left out, which is logged and reported.
+        trace: file for a timeline of the run, or a `hydrax_gpu.trace.Trace`; the file is overwritten.
         sigterm: whether SIGTERM ends the iteration, as the first Ctrl-C does; schedulers send it before they take a
             machine away. A function is called then with the `state()` to go on at, in the thread that iterates and
             before the iteration ends.
@@ -148,6 +149,7 @@ class Dataloader(Generic[D]):
         delivery: Delivery = "auto",
         on_error: ErrorPolicy | Mode = "drop",
         sigterm: bool | Callable[[State], object] = False,
+        trace: str | PathLike[str] | Trace | None = None,
     ) -> None:
         if is_worker():
             raise RuntimeError(
@@ -178,6 +180,7 @@ class Dataloader(Generic[D]):
         if not isinstance(sigterm, bool) and not callable(sigterm):
             raise TypeError(f"sigterm: got {sigterm!r}, wanted True, False, or a function that saves a state")
         self._sigterm = sigterm
+        self._trace = Trace.of(trace)
 
         self._training = groups_of("training", training)
         self._validation: tuple[DataGroup[D], ...] = ()
@@ -226,6 +229,7 @@ class Dataloader(Generic[D]):
 
         Raises:
             RuntimeError: it was entered before.
+            OSError: the trace's file cannot be written.
             TypeError: the loader function cannot be sent to worker processes.
             NotEnoughMemory: `depth` batches need more memory than there is, on the host or on the device.
         """
@@ -278,7 +282,7 @@ class Dataloader(Generic[D]):
         stream = self._stream
         if stream is None or self._left_ns:
             self._not_running()
-        while isinstance(delivery := stream.next(), Dropped):
+        while isinstance(delivery := _place.annotated("hydrax_gpu.next", stream.next), Dropped):
             plan = delivery.plan
             self._position = positions_after(self._position, self._ahead, plan.position)
             self._progress.dropped(plan)
@@ -306,6 +310,8 @@ class Dataloader(Generic[D]):
         raise RuntimeError(f"the Dataloader is not running: {state}. Use `with loader:` around the loop.")
 
     def _build(self) -> Stream:
+        workers = 1 if self._executor_name == "inline" else self._count
+        stages = new_stages(self._trace, self._executor_name, workers, self._depth)
         groups = (*self._training, *self._validation)
         layouts = [layout_of(group) for group in groups]
         policy = self._policy
@@ -321,7 +327,6 @@ class Dataloader(Generic[D]):
             keep_exceptions=policy.mode == "raise",
             kernels=self._kernels.path if self._kernels is not None else None,
         )
-        workers = 1 if self._executor_name == "inline" else self._count
         arena = self._arena = Arena.create(
             self._depth,
             max(layout.nbytes for layout in layouts),
@@ -330,7 +335,6 @@ class Dataloader(Generic[D]):
         )
         inbox = EpollInbox()
         executor = new_executor(self._executor_name, spec, arena, inbox, workers)
-        stages = StageClock(workers)
         core = Core(
             CoreConfig(
                 plan=stages.timed(self._plan.at),
@@ -356,7 +360,7 @@ class Dataloader(Generic[D]):
             )
         )
         self._placer = _place.Placer(arena, layouts, self._delivery, user_placement(self._placement_func, groups))
-        first = self._first_validation()
+        first = first_validation(self._plan, self._position, self._first_step)
 
         def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any) -> Batch[D]:
             group = (self_validation if plan.validation else self_training)[plan.group]
@@ -375,15 +379,6 @@ class Dataloader(Generic[D]):
             stages=stages,
         )
         return Stream(self._runner, threaded=self._executor_name != "inline", timeout=self._timeout, depth=self._depth)
-
-    def _first_validation(self) -> tuple[int, int]:
-        """Validation passes and batches before the start; a pass that is resumed in its middle counts as the first."""
-        _, done = self._plan.step_of_position(self._position)
-        per_pass = self._plan.batches_per_validation
-        if not per_pass:
-            return 0, 0
-        passes = (self._position - self._first_step - (done or 0)) // per_pass
-        return passes, passes * per_pass
 
     def _close(self) -> None:
         if self._left_ns or not self._entered_ns:

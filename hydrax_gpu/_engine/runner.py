@@ -45,6 +45,7 @@ from hydrax_gpu._exec.chunk import describe, format_traceback
 from hydrax_gpu._exec.protocol import Executor, Failure, Result, Task, Unreadable, WorkerReady
 from hydrax_gpu._place import Placement
 from hydrax_gpu._plan import BatchPlan
+from hydrax_gpu._ranges import named, ranges
 from hydrax_gpu.errors import NotEnoughMemory, PlacementError, WorkerDied, WorkerStartError
 from hydrax_gpu.policy import BadItem
 
@@ -236,6 +237,7 @@ class Runner:
         self._training_groups = training_groups
         self._make_batch = make_batch
         self._seen_taken = 0
+        self._watched = ranges() is not None
         self._messages: deque[Message] = deque()
 
     def handle(self, message: Message) -> None:
@@ -254,7 +256,11 @@ class Runner:
             elif type(current) is Copied:
                 self.stages.copied(current.slot)
             for effect in self.core.step(current):
-                self._carry_out(effect)
+                if self._watched:
+                    with named(type(effect).__name__):
+                        self._carry_out(effect)
+                else:
+                    self._carry_out(effect)
 
     def start(self) -> None:
         """Starts the workers and the core."""
@@ -341,6 +347,7 @@ class Runner:
         """Ends the workers. The caller holds `lock`."""
         self.handle(Stop())
         self.executor.close()
+        self.stages.close()
         self._placer.close()
         self.inbox.close()
 

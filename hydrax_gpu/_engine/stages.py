@@ -52,6 +52,15 @@ class TraceSink(Protocol):
         """Numbers that hold from now on."""
         ...
 
+    def close(self) -> None:
+        """Nothing more will come."""
+        ...
+
+    @property
+    def note(self) -> str | None:
+        """Why not all of it is there."""
+        ...
+
 
 class _Way:
     """The times of one batch."""
@@ -99,10 +108,12 @@ class StageClock:
         self._pids: dict[int, int] = {}
         self._looked = 0
         self._left = 0
+        self._left_with: tuple[str, int] = "", 0
+        self._held = 0
         self._waits = 0
         self._wait_from = 0  # when the wait that is under way began
         self._first_wait = 0  # when the first of those since the last batch did
-        self._starved = 0
+        self._starved: dict[Cause, int] = {}  # in these waits
         self._engine = [0] * len(_ENGINE)
         self._base: Totals | None = None  # at the first batch: what was before is start-up
         self._recent: deque[Totals] = deque(maxlen=_SNAPSHOTS)
@@ -172,7 +183,8 @@ class StageClock:
         way = self._ways.get(known[1])
         number = "" if way is None else way.number
         if self._trace is not None:
-            args = {"batch": number, "items": known[2], "decode_us": decode // 1000}
+            queued = 0 if way is None else max(0, begin - way.planned - known[3])
+            args = {"batch": number, "items": known[2], "decode_us": decode / 1000, "queued_us": queued / 1000}
             self._trace.chunk(self._pids.get(worker, os.getpid()), worker, begin, end, args)
         if way is None:
             return
@@ -247,19 +259,16 @@ class StageClock:
             if self._trace is not None:
                 names = [part.name.lower() for part in Part]
                 numbers = (free, filling, full, ready, lent - ready, copying)
-                self._trace.level("slots", now, dict(zip(names, numbers, strict=True)))
+                self._trace.level("slots", self._looked, dict(zip(names, numbers, strict=True)))
             if self._wait_from and not (free or filling or full or ready):
                 self._starving(min(since, now - self._wait_from), lent, copying)
         self._looked = now
 
     def _starving(self, ns: int, lent: int, copying: int) -> None:
         """The consumer has waited for a slot."""
-        self._starved += ns
-        if copying:
-            self.totals.causes[Cause.COPY] += ns
-            return
         # One batch is often held by the loop itself, until its variable is assigned the next one.
-        self.totals.causes[Cause.HELD if 2 * self.held() > lent else Cause.RUNNING] += ns
+        cause = Cause.COPY if copying else Cause.HELD if 2 * self.held() > lent else Cause.RUNNING
+        self._starved[cause] = self._starved.get(cause, 0) + ns
 
     def _add(self, kind: Kind, ns: int) -> None:
         every = self._every
@@ -275,16 +284,18 @@ class StageClock:
             self.totals.ns[Kind.STEP] += now - self._left
             self.totals.counts[Kind.STEP] += 1
             if self._trace is not None:
-                self._trace.span("consumer", "step", self._left, now, {})
+                number, items = self._left_with
+                self._trace.span("consumer", "step", self._left, now, {"batch": number, "items": items})
             self._left = 0
 
     def wait(self) -> None:
         """The consumer begins to wait."""
         now = self._wait_from = self.clock()
-        self.totals.held += self.held()
+        self._held = self.held()
+        self.totals.held += self._held
         if not self._first_wait:
             self._first_wait = now
-            self._starved = 0
+            self._starved = {}
             ns = self.totals.ns
             self._engine = [ns[kind] for kind in _ENGINE]
 
@@ -303,20 +314,18 @@ class StageClock:
         totals.batches += 1
         totals.items += items
         way = self._ways.pop(position, None)
+        self._left_with = "" if way is None else way.number, items
         if self._first_wait:
             begin, waited = self._first_wait, self._waits
             self._first_wait = self._waits = 0
+            args: dict[str, Any] = {"batch": self._left_with[0], "held": self._held}
             if way is not None and self._base is not None:
                 causes = self._blame(way, begin, waited)
                 for cause, ns in causes.items():
                     totals.causes[cause] += ns * self._every
-                if self._trace is not None:
-                    args: dict[str, Any] = {"batch": way.number}
-                    args["for_us"] = {cause.name.lower(): ns // 1000 for cause, ns in causes.items() if ns}
-                    args["starved_us"] = self._starved // 1000
-                    self._trace.span("consumer", "wait", begin, now, args)
-            elif self._trace is not None:
-                self._trace.span("consumer", "wait", begin, now, {"batch": "" if way is None else way.number})
+                args["for_us"] = {cause.name.lower(): ns / 1000 for cause, ns in causes.items() if ns}
+            if self._trace is not None:
+                self._trace.span("consumer", "wait", begin, begin + waited, args)
         if self._base is None:
             self._looked = now
             self._base = totals.snapshot(now)
@@ -329,10 +338,10 @@ class StageClock:
                 self._every = _EVERY if period < _QUICK_NS else 1
 
     def _blame(self, way: _Way, begin: int, waited: int) -> dict[Cause, int]:
-        """What a wait was for that began at `begin`; without what `_starving` has put down already."""
+        """What a wait was for that began at `begin`."""
         end = begin + waited
         at = begin
-        causes: dict[Cause, int] = {}
+        causes = dict(self._starved)
 
         def until(time: int) -> int:
             nonlocal at
@@ -340,7 +349,7 @@ class StageClock:
             passed, at = time - at, time
             return passed
 
-        idle = max(0, until(way.planning) - self._starved)
+        idle = max(0, until(way.planning) - sum(causes.values()))
         causes[Cause.PLAN] = until(min(way.sent, way.begin or way.sent))
         causes[Cause.QUEUE] = until(way.begin)
         loading = until(way.end)
@@ -359,6 +368,17 @@ class StageClock:
         return causes
 
     # What came of it.
+
+    @property
+    def note(self) -> str | None:
+        """Why the trace is not complete, if there is one that is not."""
+        return None if self._trace is None else self._trace.note
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        if self._trace is not None:
+            self.enter()  # the last step has no other end
+            self._trace.close()
 
     def stages(self, at: int | None = None) -> Stages:
         """What the time since the first batch went into, until `at` or now."""

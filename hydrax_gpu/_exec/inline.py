@@ -8,6 +8,7 @@ from collections import deque
 from hydrax_gpu._exec.chunk import ChunkRunner, describe, format_traceback
 from hydrax_gpu._exec.protocol import Inbox, Result, Task, WorkerLost, WorkerReady, WorkerView, WorkSpec
 from hydrax_gpu._mem.arena import Arena
+from hydrax_gpu._ranges import ranged
 
 __all__ = ["InlineExecutor"]
 
@@ -20,6 +21,7 @@ class InlineExecutor:
             spec.loader, spec.layouts, arena, 0,
             retries=spec.retries, backoff=spec.backoff, keep=spec.keep_exceptions, kernels=spec.kernels,
         )  # fmt: skip
+        self._run = ranged("load", self._runner.run)
         self._startup = spec.startup
         self._inbox = inbox
         self._tasks: deque[Task] = deque()
@@ -67,7 +69,7 @@ class InlineExecutor:
         if not self._tasks:
             return False
         task = self._tasks.popleft()
-        self._inbox.post(Result(0, task.chunk, *self._runner.run(task)))
+        self._inbox.post(Result(0, task.chunk, *self._run(task)))
         return True
 
     def close(self) -> None:

@@ -21,6 +21,7 @@ from hydrax_gpu._exec.chunk import ChunkRunner, Done, describe, format_traceback
 from hydrax_gpu._exec.framing import FrameReader, encode
 from hydrax_gpu._exec.protocol import STACK_SIGNAL, Failure, Task
 from hydrax_gpu._mem.arena import Arena, ArenaShape
+from hydrax_gpu._ranges import ranged
 
 __all__ = ["main"]
 
@@ -65,10 +66,11 @@ def main(fd: int, memory: int, stack: int) -> NoReturn:
         link.send(encode(("failed", os.getpid(), describe(error), format_traceback(error), _pickled(error))))
         sys.exit(1)
     link.send(encode(("ready", os.getpid(), "jax" in sys.modules)))
+    run = ranged("load", runner.run)
     gc.freeze()  # what was imported stays; keep it out of every later collection
     while True:
         task = Task(*link.receive())
-        done = runner.run(task)
+        done = run(task)
         link.answer(_encode_result(task, done), done.busy_ns)
 
 
