@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from hydrax_gpu._cachecli import add_parser, run
+
 __all__ = ["main"]
 
 
@@ -24,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     doctor.add_argument("--json", action="store_true", help="for programs")
     doctor.add_argument("--timeout", type=float, default=120.0, metavar="S", help="for each package (default 120 s)")
+    add_parser(commands)
     preview = commands.add_parser(
         "preview",
         help="load one batch and look at it: a table, and a contact sheet",
@@ -46,11 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.add_argument("--begin", type=float, default=0.0, metavar="S", help="second that the picture begins with")
     report.add_argument("--length", type=float, metavar="S", help="seconds that it shows (default: the rest)")
     options = parser.parse_args(arguments)
+    if options.command == "cache":
+        return run(options)
     # Imported here: `hydrax-gpu --help` needs none of it.
     if options.command == "preview":
-        from hydrax_gpu._preview import preview as run
+        from hydrax_gpu._preview import preview as show
 
-        status, text = run(
+        status, text = show(
             options.target,
             batch=options.batch,
             state=options.state,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 import numpy.typing as npt
 
 from hydrax_gpu import _place
-from hydrax_gpu._engine import EpollInbox, Runner, StageClock
+from hydrax_gpu._engine import EpollInbox, FaultRules, Runner
 from hydrax_gpu._exec.inline import InlineExecutor
 from hydrax_gpu._exec.procs import ProcessExecutor
 from hydrax_gpu._exec.protocol import Executor, WorkSpec
@@ -19,9 +19,11 @@ from hydrax_gpu._exec.threads import ThreadExecutor
 from hydrax_gpu._kernels.choice import Choice
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._plan import Plan
+from hydrax_gpu._progress import Progress
 from hydrax_gpu._spec import LayoutTuple
 from hydrax_gpu.batch import columns
 from hydrax_gpu.group import DataGroup, plan_of
+from hydrax_gpu.policy import BadItems, ErrorPolicy
 from hydrax_gpu.trace import Trace
 
 if TYPE_CHECKING:
@@ -30,11 +32,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ExecutorName",
     "UserPlacement",
+    "begin_trace",
+    "check_functions",
     "decoded_by",
-    "first_validation",
+    "fault_rules",
     "log_remainders",
     "new_executor",
-    "new_stages",
     "notes_of",
     "user_placement",
 ]
@@ -57,6 +60,16 @@ UserPlacement: TypeAlias = Callable[
 """`placement_func`, see `Dataloader`: arrays, layouts, additional data and group → `jax.Array`s."""
 
 
+def check_functions(loader_func: object, startup_func: object, placement_func: object) -> None:
+    """Raises TypeError if one of them cannot be called."""
+    functions = {"loader_func": loader_func, "startup_func": startup_func, "placement_func": placement_func}
+    for name, function in functions.items():
+        if name == "loader_func" and callable(getattr(function, "load_rows", None)):
+            continue
+        if not callable(function) and not (function is None and name != "loader_func"):
+            raise TypeError(f"{name}: got {function!r}, wanted a callable")
+
+
 def new_executor(name: ExecutorName, spec: WorkSpec, arena: Arena, inbox: EpollInbox, workers: int) -> Executor:
     """The executor of that name.
 
@@ -77,38 +90,63 @@ def new_executor(name: ExecutorName, spec: WorkSpec, arena: Arena, inbox: EpollI
             return InlineExecutor(spec, arena, inbox)
 
 
-def new_stages(trace: Trace | None, executor: str, workers: int, depth: int) -> StageClock:
-    """What measures the stages of a loader, and writes them down if there is a trace.
+def begin_trace(trace: Trace | None, runner: Runner, executor: str, depth: int) -> None:
+    """Has the runner write down what it does, if there is a trace.
 
     Raises:
         OSError: that cannot be written.
         RuntimeError: it is another loader's.
     """
     if trace is not None:
-        trace.open({"executor": executor, "workers": workers, "depth": depth, "cores": len(os.sched_getaffinity(0))})
-    return StageClock(workers, trace=trace)
+        workers, cores = runner.executor.count, len(os.sched_getaffinity(0))
+        trace.open({"executor": executor, "workers": workers, "depth": depth, "cores": cores})
+        runner.stages.trace = trace
 
 
-def first_validation(plan: Plan, position: int, first_step: int) -> tuple[int, int]:
-    """Validation passes and batches before a position; a pass that is resumed in its middle counts as the first."""
-    _, done = plan.step_of_position(position)
-    per_pass = plan.batches_per_validation
-    if not per_pass:
-        return 0, 0
-    passes = (position - first_step - (done or 0)) // per_pass
-    return passes, passes * per_pass
+def fault_rules(
+    policy: ErrorPolicy,
+    plan: Plan,
+    groups: Sequence[DataGroup[Any]],
+    found: BadItems,
+    position: int,
+    progress: Progress,
+) -> FaultRules:
+    """An `ErrorPolicy` as the engine needs it, for a run that begins at a position."""
+    return FaultRules(
+        mode=policy.mode,
+        limit=policy.limit(sum(map(len, groups))),
+        skip=policy.skipped,
+        found=found,
+        restarts=policy.restarts,
+        epoch_batches=plan.batches_per_epoch + plan.batches_per_validation,
+        delivered_before=position > progress.dropped_batches,
+        in_a_row=progress.dropped_in_a_row,
+        substitutes=plan.substitutes,
+    )
 
 
-def user_placement(function: UserPlacement[D] | None, groups: tuple[DataGroup[D], ...]) -> _place.PlacementFunc | None:
-    """A user's `placement_func` as the placer calls it."""
+def user_placement(
+    function: UserPlacement[D] | None, groups: tuple[DataGroup[D], ...], cached: Sequence[int]
+) -> _place.PlacementFunc | None:
+    """A user's `placement_func` as the placer calls it.
+
+    Args:
+        function: the user's.
+        groups: the groups, whose layouts are the first.
+        cached: for each group the index of the layout of its cached batches.
+    """
     if function is None:
         return None
+    known = {index: (group, group.loader_layouts) for index, group in enumerate(groups)}
+    for group, index in zip(groups, cached, strict=True):
+        if group.cache_layouts is not None:
+            known[index] = group, group.cache_layouts
 
     def place(arrays: Mapping[str, npt.NDArray[Any]], layout: int, additional: Any) -> Mapping[str, Any]:
-        group = groups[layout]
+        group, layouts = known[layout]
         rows = len(next(iter(arrays.values())))
         extra = MappingProxyType(columns(additional, rows))
-        return function(cast("MappingProxyType[str, npt.NDArray[Any]]", arrays), group.loader_layouts, extra, group)
+        return function(cast("MappingProxyType[str, npt.NDArray[Any]]", arrays), layouts, extra, group)
 
     return place
 

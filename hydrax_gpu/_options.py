@@ -9,7 +9,7 @@ from hydrax_gpu._arguments import at_least, choice
 from hydrax_gpu._plan import Plan, from_state
 from hydrax_gpu.policy import BadItems, bad_from_state
 
-__all__ = ["Unit", "begin_of", "check_bad_items", "end_of", "faults_of", "validation_of"]
+__all__ = ["Unit", "begin_of", "check_bad_items", "end_of", "faults_of", "first_validation", "validation_of"]
 
 Unit: TypeAlias = Literal["batch", "epoch"]
 
@@ -90,3 +90,13 @@ def end_of(end_at: Any) -> tuple[Unit, int] | None:
         raise TypeError(f"end_at: got {end_at!r}, wanted ('batch' or 'epoch', n), or None") from None
     choice("end_at unit", unit, ("batch", "epoch"))
     return unit, at_least("end_at", count, 0)
+
+
+def first_validation(plan: Plan, position: int, first_step: int) -> tuple[int, int]:
+    """Validation passes and batches before the start; a pass that is resumed in its middle counts as the first."""
+    _, done = plan.step_of_position(position)
+    per_pass = plan.batches_per_validation
+    if not per_pass:
+        return 0, 0
+    passes = (position - first_step - (done or 0)) // per_pass
+    return passes, passes * per_pass

@@ -14,28 +14,30 @@ class Kind(IntEnum):
 
     PLAN = 0
     QUEUE = 1
-    LOAD = 2
-    DECODE = 3
-    PLACEMENT = 4
-    COPY = 5
-    FENCE = 6
-    WAIT = 7
-    STEP = 8
+    READ = 2
+    LOAD = 3
+    DECODE = 4
+    PLACEMENT = 5
+    COPY = 6
+    FENCE = 7
+    WAIT = 8
+    STEP = 9
 
 
 class Cause(IntEnum):
-    """What a consumer waited for; the first seven are the stages of the same number."""
+    """What a consumer waited for; the first are the stages of the same number, those before `WAIT`."""
 
     PLAN = 0
     QUEUE = 1
-    LOAD = 2
-    DECODE = 3
-    PLACEMENT = 4
-    COPY = 5
-    FENCE = 6
-    HANDOVER = 7
-    HELD = 8
-    RUNNING = 9
+    READ = 2
+    LOAD = 3
+    DECODE = 4
+    PLACEMENT = 5
+    COPY = 6
+    FENCE = 7
+    HANDOVER = 8
+    HELD = 9
+    RUNNING = 10
 
 
 class Part(IntEnum):
@@ -93,7 +95,7 @@ class Stage:
     """One stage of the way of a batch, over a stretch of time."""
 
     name: str
-    """`plan`, `queue`, `load`, `decode`, `placement`, `copy`, `fence`, `wait` or `step`."""
+    """`plan`, `queue`, `read`, `load`, `decode`, `placement`, `copy`, `fence`, `wait` or `step`."""
     count: int
     """How often: batches planned and placed, chunks that waited for a worker and were loaded, copies, fences, waits,
     steps."""
@@ -139,9 +141,10 @@ class Stages:
     workers: int = 1
     """Number of workers."""
     stages: tuple[Stage, ...] = ()
-    """In the order of a batch's way. The time of `load` does not hold that of `decode`, both are of workers; `queue` is
-    what chunks wait for a worker; `copy` is as long as the device reads a slot; `fence` what it costs the host; `step`
-    is the consumer's own time between two calls of `next()`."""
+    """In the order of a batch's way. What workers do is `read` (from a cache), `load` (the loader function) and
+    `decode` (of declared arrays), each without the others; `queue` is what chunks wait for a worker; `copy` is as long
+    as the device reads a slot; `fence` what it costs the host; `step` is the consumer's own time between two calls of
+    `next()`."""
     slots: Slots = field(default_factory=Slots)
     """What the slots were at."""
     handover_seconds: float = 0.0
@@ -173,8 +176,8 @@ class Stages:
 
     @property
     def busy_share(self) -> float:
-        """Share of their time that the workers were loading or decoding, 0 to 1."""
-        return min(1.0, self["load"].utilisation + self["decode"].utilisation) if self.stages else 0.0
+        """Share of their time that the workers were reading, loading or decoding, 0 to 1."""
+        return min(1.0, sum(self[name].utilisation for name in ("read", "load", "decode"))) if self.stages else 0.0
 
     def causes(self) -> Mapping[str, float]:
         """Seconds that `next()` waited, by what for: the names of stages, `hand-over`, `held` and `running`."""
@@ -186,7 +189,7 @@ class Stages:
     def __str__(self) -> str:
         lines = [f"{'stage':<10}{'times':>9}{'seconds':>10}{'busy':>8}{'items/s alone':>15}{'waited for':>12}"]
         for stage in self.stages:
-            if not stage.count and stage.name in ("decode", "copy", "fence"):
+            if not stage.count and stage.name in ("read", "decode", "copy", "fence"):
                 continue  # there is none
             rate = "" if stage.items_per_second is None else f"{stage.items_per_second:,.0f}"
             busy = f"{stage.utilisation:.1f}" if stage.name == "queue" else f"{stage.utilisation:.1%}"
@@ -208,7 +211,7 @@ class Stages:
         length = max(1, totals.at)
         stages: list[Stage] = []
         for kind in Kind:
-            ns, parallel = totals.ns[kind], workers if kind in (Kind.LOAD, Kind.DECODE) else 1
+            ns, parallel = totals.ns[kind], workers if kind in (Kind.READ, Kind.LOAD, Kind.DECODE) else 1
             share = ns / (length * parallel)
             rated = kind not in (Kind.QUEUE, Kind.WAIT)
             stages.append(

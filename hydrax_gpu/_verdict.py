@@ -28,7 +28,7 @@ def bound_by(stages: Stages, depth: int) -> str:
     cause = max(causes, key=causes.__getitem__)
     # One batch is with the loop anyway. Workers that idle because the others' slots are kept leave it waiting for each
     # batch from the beginning.
-    idle = cause in ("load", "decode", "queue", "hand-over") and stages.busy_share < _BUSY
+    idle = cause in ("read", "load", "decode", "queue", "hand-over") and stages.busy_share < _BUSY
     return "held" if idle and stages.held_slots > max(0.5, min(1.5, depth - 1.5)) else cause
 
 
@@ -76,10 +76,10 @@ def _sentence(stages: Stages, cause: str, executor: str, depth: int, cores: int)
                 f"next one, and it waited {wait:.0%} of the time, with nowhere to load to: drop them (`del batch`), "
                 "raise depth by as many as you keep, or use delivery='copy'"
             )
-        case "load" | "decode" if executor == "inline":
+        case "load" | "read" | "decode" if executor == "inline":
             return f"{start}loading took {wait:.0%} of the time; executor='process' would overlap it"
-        case "load" | "decode":
-            what = "the loader function" if cause == "load" else "the decoding of declared arrays"
+        case "load" | "read" | "decode":
+            what = {"load": "the loader function", "read": "reading from the cache"}.get(cause, "decoding of arrays")
             return f"{start}the loop waited {wait:.0%} of the time for {what}; " + _workers(stages, depth, cores)
         case "queue":
             return (
@@ -136,5 +136,5 @@ def _workers(stages: Stages, depth: int, cores: int) -> str:
     if 0 < more <= 4 * max(count, 4):
         noun = "worker" if more == 1 else "workers"
         room = "" if count + more <= cores else f" (this machine has {cores} processors)"
-        return f"{start}about {more} more {noun} would remove the wait{room}, as would a cheaper loader function"
-    return f"{start}more workers (this machine has {cores} processors) or a cheaper loader function would help"
+        return f"{start}about {more} more {noun} would remove the wait{room}, as would less work an item"
+    return f"{start}more workers (this machine has {cores} processors) or less work an item would help"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar, cast, final, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, Protocol, TypeVar, cast, final, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from hydrax_gpu._cacheargs import checked_arrays, checked_columns
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._spec import LayoutTuple
-from hydrax_gpu.group import DataGroup
+from hydrax_gpu.group import DataGroup, cache_of
 
 if TYPE_CHECKING:
     import jax
@@ -23,6 +24,14 @@ D = TypeVar("D")
 _Additional = Sequence[Mapping[str, Any] | None]
 
 
+class CacheSink(Protocol):
+    """Where `Batch.cache` leaves what is to be kept."""
+
+    def persist(self, plan: BatchPlan, arrays: Mapping[str, Any], additional: _Additional | None) -> None:
+        """Sees to it that a batch is written; `additional` is of its valid rows."""
+        ...
+
+
 class Batch(Generic[D]):
     """A batch of data. It is a `TrainingBatch` or a `ValidationBatch`, and only a `Dataloader` makes one.
 
@@ -31,13 +40,15 @@ class Batch(Generic[D]):
     loop's body, before asking for the next: when all slots are held, the loader has to wait.
     """
 
-    __slots__ = ("__weakref__", "_additional", "_arrays", "_columns", "_group", "_plan")
+    __slots__ = ("__weakref__", "_additional", "_arrays", "_cached", "_columns", "_group", "_plan", "_sink")
 
     _group: DataGroup[D]
     _plan: BatchPlan
     _arrays: MappingProxyType[str, jax.Array]
     _additional: _Additional | None
     _columns: MappingProxyType[str, Sequence[Any]] | None
+    _cached: bool
+    _sink: CacheSink | None
 
     def __init__(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError(f"{type(self).__name__} cannot be constructed: batches come from iterating over a Dataloader")
@@ -66,13 +77,20 @@ class Batch(Generic[D]):
 
     @property
     def layouts(self) -> MappingProxyType[str, LayoutTuple]:
-        """For each array `(shape, NumPy dtype, JAX dtype, offset in bytes, number of elements)`."""
-        return self._group.loader_layouts
+        """For each array `(shape, NumPy dtype, JAX dtype, offset in bytes, number of elements)`.
+
+        The group's `loader_layouts` if the batch is `uncached`, else its `cache_layouts`.
+        """
+        layouts = self._group.cache_layouts if self._cached else None
+        return self._group.loader_layouts if layouts is None else layouts
 
     @property
     def uncached(self) -> bool:
-        """True: the batch has the layout that the loader function fills."""
-        return True
+        """Whether the batch is as the loader function fills it, and not as it is cached.
+
+        False for a group whose loader function's arrays are cached themselves: nothing is to be done about its batches.
+        """
+        return not self._cached
 
     @property
     def indices(self) -> Sequence[int]:
@@ -105,7 +123,10 @@ class Batch(Generic[D]):
 
     @property
     def additional(self) -> MappingProxyType[str, Sequence[Any]]:
-        """What the loader function returned: for each key one value a row, None where an item had no such key."""
+        """What the loader function returned: for each key one value a row, None where an item had no such key.
+
+        In a cached batch, what `cache` was given in its place.
+        """
         if self._columns is None:
             self._columns = MappingProxyType(columns(self._additional, self._plan.rows))
         return self._columns
@@ -129,7 +150,7 @@ class Batch(Generic[D]):
         try:
             return self._arrays[name]
         except KeyError:
-            raise KeyError(f"no array {name!r}; the group declares {', '.join(self._arrays)}") from None
+            raise KeyError(f"no array {name!r}; the batch has {', '.join(self._arrays)}") from None
 
     def get_data(self, index: int) -> D:
         """The descriptor of the item in row `index`; negative counts from the end.
@@ -163,17 +184,55 @@ class Batch(Generic[D]):
 
     def cache(
         self,
-        arrays: dict[str, jax.Array],
-        additional: dict[str, list[object]] | None = None,
+        arrays: Mapping[str, jax.Array],
+        additional: Mapping[str, Sequence[object]] | None = None,
         *,
         persist: bool = True,
     ) -> None:
-        """Stores transformed arrays in the group's cache.
+        """Makes this a cached batch, which holds other arrays, and keeps those on disk for the next time.
+
+        From then on `arrays`, `layouts`, `uncached` and `additional` are those of a cached batch, and the loader's own
+        arrays are given up. The batch is written by another thread (with `cacher_count=0`, in this call), which also
+        waits for the arrays to be computed: do not donate or delete them. Rows that only pad the batch are not written.
+        Where more waits to be written than there is room for, this waits; the report says how often and how long. When
+        the batch cannot be written, because the disk is full, say, training goes on all the same; that is logged and in
+        the report.
+
+        Args:
+            arrays: for each name in `group.cache_layouts` a `jax.Array` of its shape and JAX dtype. A short last batch
+                has fewer rows.
+            additional: for each key one value a row, in place of `additional`, which is kept by default. Numbers,
+                strings, bytes, lists, tuples, dicts and NumPy arrays are best; anything else is pickled, and read back
+                only where nobody else could have written it.
+            persist: whether to write the batch. Nothing is written either where the group has `cache_readonly` or no
+                `cache_location`.
 
         Raises:
-            RuntimeError: always: the group of this batch has no cache.
+            RuntimeError: the batch is cached already, or the group declares no `cache_arrays`.
+            ValueError, TypeError: the arrays or the additional data are not as declared; nothing has changed then.
         """
-        raise RuntimeError("the DataGroup of this batch declares no cache, so there is nowhere to cache its arrays")
+        declared = cache_of(self._group)
+        if declared is None:
+            raise RuntimeError(
+                "the DataGroup of this batch declares no cache, so there is no layout that it could be cached in. Give "
+                "the group cache_arrays (and a cache_location)"
+            )
+        if self._cached:
+            how = (
+                "its group caches what the loader function fills, without being told"
+                if declared.kind == "direct"
+                else "it was read from the cache, or cache() was called before; look at `uncached` first"
+            )
+            raise RuntimeError(f"this batch is cached already: {how}")
+        checked = checked_arrays(arrays, declared.layout, self._plan.rows)
+        items, given = self._additional, self._columns
+        if additional is not None:
+            given = MappingProxyType(checked_columns(additional, self._plan.rows))
+            items = [{key: values[row] for key, values in given.items()} for row in range(self._plan.valid)]
+        if persist and self._sink is not None:
+            self._sink.persist(self._plan, checked, items)
+        self._arrays, self._additional, self._columns = MappingProxyType(checked), items, given
+        self._cached = True
 
 
 @final
@@ -304,11 +363,16 @@ def make_batch(
     arrays: Mapping[str, jax.Array],
     additional: _Additional | None,
     first_validation: tuple[int, int],
+    *,
+    cached: bool = False,
+    sink: CacheSink | None = None,
 ) -> TrainingBatch[D] | ValidationBatch[D]:
     """Builds a batch; for the `Dataloader`.
 
     Args:
         first_validation: validation passes and batches that lie before the start of the run.
+        cached: whether it is as it is cached.
+        sink: where `Batch.cache` leaves what is to be kept.
     """
     batch: TrainingBatch[D] | ValidationBatch[D]
     if plan.validation:
@@ -321,6 +385,8 @@ def make_batch(
     batch._arrays = arrays if isinstance(arrays, MappingProxyType) else MappingProxyType(dict(arrays))  # pyright: ignore[reportPrivateUsage]
     batch._additional = additional  # pyright: ignore[reportPrivateUsage]
     batch._columns = None  # pyright: ignore[reportPrivateUsage]
+    batch._cached = cached  # pyright: ignore[reportPrivateUsage]
+    batch._sink = sink  # pyright: ignore[reportPrivateUsage]
     return batch
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchTimeoutError",
+    "CacheError",
+    "CacheMismatch",
+    "CacheWriteError",
     "DecodeError",
     "ImageError",
     "LoaderError",
@@ -21,6 +24,7 @@ __all__ = [
     "PlacementError",
     "StateMismatch",
     "TooManyBadItems",
+    "UnsafeCache",
     "WorkerDied",
     "WorkerStartError",
 ]
@@ -58,6 +62,49 @@ class BatchTimeoutError(_Portable, TimeoutError):
         self.items: tuple[int, ...] = tuple(items)
         self.stacks: dict[int, str] = dict(stacks or {})
         super().__init__(message)
+
+
+class CacheError(_Portable, RuntimeError):
+    """A cache cannot be used: it is not there, damaged beyond single entries, or a package that it needs is missing."""
+
+
+class CacheMismatch(CacheError, ValueError):
+    """A cache on disk is of other data, arrays or order than what it was opened for.
+
+    Attributes:
+        field: what differs, such as `arrays[0].nbytes`.
+        stored: its value on disk.
+        wanted: its value here.
+        fix: what to do about it.
+    """
+
+    def __init__(self, location: str, field: str, stored: object, wanted: object, fix: str) -> None:
+        self.location = location
+        self.field = field
+        self.stored = stored
+        self.wanted = wanted
+        self.fix = fix
+        super().__init__(
+            f"the cache in {location} does not fit: its {field} is {stored!r}, and {wanted!r} is wanted here. {fix}"
+        )
+
+
+class CacheWriteError(CacheError, OSError):
+    """Nothing more can be written to a cache: the disk is full, the file system read-only, a permission lost.
+
+    What was written stays good, and reading goes on. The `__cause__` is the `OSError`.
+
+    Attributes:
+        errno: its number, None where there is none.
+    """
+
+    def __init__(self, message: str, errno: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class UnsafeCache(CacheError):
+    """Pickled values were found in a file that somebody else may have written; they were not unpickled."""
 
 
 class DecodeError(_Portable, ValueError):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from os import PathLike
 from types import MappingProxyType, TracebackType
-from typing import Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeAlias, TypeVar, final
 
 import numpy.typing as npt
 
@@ -16,22 +15,25 @@ from hydrax_gpu._arguments import at_least, choice
 from hydrax_gpu._assembly import (
     ExecutorName,
     UserPlacement,
+    begin_trace,
+    check_functions,
     decoded_by,
-    first_validation,
+    fault_rules,
     log_remainders,
     new_executor,
-    new_stages,
     notes_of,
     user_placement,
 )
+from hydrax_gpu._cachesetup import all_layouts, cache_infos, check_workers, open_caches
 from hydrax_gpu._engine import (
     Core,
     CoreConfig,
     Dropped,
     EpollInbox,
-    FaultRules,
     InterruptGuard,
+    NoCaching,
     Runner,
+    StageClock,
     Stream,
     close_at_exit,
     positions_after,
@@ -40,15 +42,18 @@ from hydrax_gpu._exec.protocol import RowsLoader, WorkSpec
 from hydrax_gpu._exec.role import is_worker
 from hydrax_gpu._kernels.choice import Choice, choose
 from hydrax_gpu._mem.arena import Arena
-from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, validation_of
+from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, first_validation, validation_of
 from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, to_state
 from hydrax_gpu._progress import Progress
 from hydrax_gpu._stages import Stages
-from hydrax_gpu.batch import Batch, make_batch, plan_of_batch
-from hydrax_gpu.group import DataGroup, data_of, groups_of, layout_of, plan_of
+from hydrax_gpu.batch import Batch, CacheSink, make_batch, plan_of_batch
+from hydrax_gpu.group import DataGroup, cache_of, data_of, groups_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
 from hydrax_gpu.report import Report, WorkerInfo
-from hydrax_gpu.trace import Trace
+from hydrax_gpu.trace import Trace, TraceFile
+
+if TYPE_CHECKING:
+    from hydrax_gpu._engine.caches import Caches
 
 __all__ = ["Dataloader", "Delivery", "ExecutorName", "State"]
 
@@ -92,9 +97,11 @@ class Dataloader(Generic[D]):
             these groups follows, without shuffling or seeds.
         depth: how many batches can exist at a time: being filled, waiting, or held by the consumer. With
             `delivery="alias"` a batch counts until nothing refers to its arrays any more.
-        loader_count: number of workers.
+        loader_count: number of workers. 0 when no group has `loader_arrays`: then one thread reads the caches.
         loader_nice: increment of the worker processes' niceness.
-        cacher_count: for compatibility; there is no cache that it could apply to.
+        cacher_count: number of threads that write what `Batch.cache` is given; with 0 it is written in that call. They
+            are waited for when the `with` block is left, however it is, and at the interpreter's end. (What the loader
+            function fills is written by the workers.)
         start_at: `(epoch, batch)` to begin at, where the batches may be more than an epoch has; or what `state()`
             returned, to go on exactly there.
         end_at: `("batch" | "epoch", n)`: stop before training batch or epoch `n`, counted from the very beginning.
@@ -149,7 +156,7 @@ class Dataloader(Generic[D]):
         delivery: Delivery = "auto",
         on_error: ErrorPolicy | Mode = "drop",
         sigterm: bool | Callable[[State], object] = False,
-        trace: str | PathLike[str] | Trace | None = None,
+        trace: TraceFile | None = None,
     ) -> None:
         if is_worker():
             raise RuntimeError(
@@ -159,21 +166,16 @@ class Dataloader(Generic[D]):
             )
         choice("executor", executor, _EXECUTORS)
         choice("delivery", delivery, _DELIVERIES)
-        functions = {"loader_func": loader_func, "startup_func": startup_func, "placement_func": placement_func}
-        for name, function in functions.items():
-            if name == "loader_func" and callable(getattr(function, "load_rows", None)):
-                continue
-            if not callable(function) and not (function is None and name != "loader_func"):
-                raise TypeError(f"{name}: got {function!r}, wanted a callable")
+        check_functions(loader_func, startup_func, placement_func)
         self._loader_func = loader_func
         self._startup_func = startup_func
         self._placement_func = placement_func
         self._executor_name: ExecutorName = executor
         self._delivery: Delivery = delivery
         self._depth = at_least("depth", depth, 1)
-        self._count = at_least("loader_count", loader_count, 1)
+        self._count = at_least("loader_count", loader_count, 0)
         self._nice = at_least("loader_nice", loader_nice, 0)
-        at_least("cacher_count", cacher_count, 0)
+        self._cachers = at_least("cacher_count", cacher_count, 0)
         self._timeout = float(timeout_sec) if timeout_sec > 0 else None
         self._deterministic = bool(deterministic)
         self._policy = ErrorPolicy.of(on_error)
@@ -189,6 +191,10 @@ class Dataloader(Generic[D]):
             mode, interval, groups = validation_of(validation)
             self._validation = groups_of("validation", groups)
             plan_validation = ValidationPlan(mode, interval, tuple(plan_of(g) for g in self._validation))
+        check_workers(self._count, (*self._training, *self._validation))
+        if self._count == 0:
+            self._count = 1
+            self._executor_name = "thread" if executor == "process" else executor
         self._plan = Plan(
             [plan_of(group) for group in self._training],
             validation=plan_validation,
@@ -203,6 +209,7 @@ class Dataloader(Generic[D]):
         self._arena: Arena | None = None
         self._placer: _place.Placer | None = None
         self._kernels: Choice | None = None
+        self._caches: Caches | None = None
         self._entered_ns = 0
         self._left_ns = 0
         self._idle_seen_ns = 0
@@ -232,6 +239,8 @@ class Dataloader(Generic[D]):
             OSError: the trace's file cannot be written.
             TypeError: the loader function cannot be sent to worker processes.
             NotEnoughMemory: `depth` batches need more memory than there is, on the host or on the device.
+            CacheMismatch: a group's cache is of something else: other data, arrays, seeds or `cache_version`.
+            CacheError: a group's cache cannot be opened.
         """
         if self._entered_ns:
             raise RuntimeError(
@@ -243,6 +252,7 @@ class Dataloader(Generic[D]):
         log_remainders("validation", self._validation)
         stream = self._stream = self._build()
         try:
+            begin_trace(self._trace, stream.runner, self._executor_name, self._depth)
             stream.start()
             self._guard = InterruptGuard(stream, sigterm=bool(self._sigterm))
             self._guard.install()
@@ -311,9 +321,17 @@ class Dataloader(Generic[D]):
 
     def _build(self) -> Stream:
         workers = 1 if self._executor_name == "inline" else self._count
-        stages = new_stages(self._trace, self._executor_name, workers, self._depth)
+        stages = StageClock(workers)
         groups = (*self._training, *self._validation)
-        layouts = [layout_of(group) for group in groups]
+        layouts, cached = all_layouts(groups)
+        inbox = EpollInbox()
+        try:
+            caches = self._caches = open_caches(
+                self._training, self._validation, cached, writers=self._cachers, settled=inbox.post
+            )
+        except BaseException:
+            inbox.close()
+            raise
         policy = self._policy
         if any(layout.decodes for layout in layouts):
             self._kernels = choose()
@@ -326,6 +344,7 @@ class Dataloader(Generic[D]):
             backoff=policy.backoff,
             keep_exceptions=policy.mode == "raise",
             kernels=self._kernels.path if self._kernels is not None else None,
+            caches={} if caches is None else caches.worker_specs(),
         )
         arena = self._arena = Arena.create(
             self._depth,
@@ -333,7 +352,6 @@ class Dataloader(Generic[D]):
             workers=workers,
             shared=self._executor_name == "process",
         )
-        inbox = EpollInbox()
         executor = new_executor(self._executor_name, spec, arena, inbox, workers)
         core = Core(
             CoreConfig(
@@ -346,25 +364,20 @@ class Dataloader(Generic[D]):
                 ordered=self._deterministic,
                 whole_batches=self._executor_name == "inline",
                 together=hasattr(self._loader_func, "load_rows"),
-                faults=FaultRules(
-                    mode=policy.mode,
-                    limit=policy.limit(sum(map(len, groups))),
-                    skip=policy.skipped,
-                    found=self._found,
-                    restarts=policy.restarts,
-                    epoch_batches=self._plan.batches_per_epoch + self._plan.batches_per_validation,
-                    delivered_before=self._position > self._progress.dropped_batches,
-                    in_a_row=self._progress.dropped_in_a_row,
-                    substitutes=self._plan.substitutes,
-                ),
+                faults=fault_rules(policy, self._plan, groups, self._found, self._position, self._progress),
+                caching=NoCaching() if caches is None else caches,
             )
         )
-        self._placer = _place.Placer(arena, layouts, self._delivery, user_placement(self._placement_func, groups))
+        place = user_placement(self._placement_func, groups, cached)
+        self._placer = _place.Placer(arena, layouts, self._delivery, place)
         first = first_validation(self._plan, self._position, self._first_step)
 
-        def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any) -> Batch[D]:
+        def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any, read: bool) -> Batch[D]:
             group = (self_validation if plan.validation else self_training)[plan.group]
-            return make_batch(group, plan, arrays, additional, first)
+            cache = cache_of(group)
+            cached = read or (cache is not None and cache.kind == "direct")
+            sink: CacheSink | None = None if cached else caches
+            return make_batch(group, plan, arrays, additional, first, cached=cached, sink=sink)
 
         # Not `self`: the engine must not keep the loader alive.
         self_training, self_validation = self._training, self._validation
@@ -377,6 +390,7 @@ class Dataloader(Generic[D]):
             training_groups=len(self._training),
             make_batch=build_batch,
             stages=stages,
+            caches=caches,
         )
         return Stream(self._runner, threaded=self._executor_name != "inline", timeout=self._timeout, depth=self._depth)
 
@@ -482,16 +496,5 @@ class Dataloader(Generic[D]):
             worker_deaths=tuple(runner.deaths) if runner is not None else (),
             kernels=decoded_by(self._kernels, self._placer),
             stages=runner.stages.stages(self._left_ns or None) if runner is not None else Stages(),
+            caches=cache_infos(self._caches),
         )
-
-
-def begin_at(loader: Dataloader[Any], start_at: tuple[int, int] | Mapping[str, Any]) -> None:
-    """Has a loader begin elsewhere than it was constructed to.
-
-    Raises:
-        TypeError, ValueError, StateMismatch: as by the constructor.
-        RuntimeError: the loader has begun.
-    """
-    if loader._entered_ns:  # pyright: ignore[reportPrivateUsage]
-        raise RuntimeError("the loader was entered before: it has begun")
-    loader._begin(start_at)  # pyright: ignore[reportPrivateUsage]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from hydrax_gpu._engine import WorkerDeath
 from hydrax_gpu._stages import Slots, Stage, Stages
 from hydrax_gpu._verdict import verdict
 from hydrax_gpu.policy import BadItems
 
-__all__ = ["Report", "Slots", "Stage", "Stages", "WorkerDeath", "WorkerInfo"]
+__all__ = ["CacheInfo", "Report", "Slots", "Stage", "Stages", "WorkerDeath", "WorkerInfo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,59 @@ class WorkerInfo:
     """From its creation until it could take items."""
     imported_jax: bool
     """Whether importing the loader function made it import jax, which costs start-up time and memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheInfo:
+    """What was done with the cache of a group. Items are counted once for each batch that they are in."""
+
+    group: str
+    """Such as `training group 0`."""
+    location: str
+    """The cache's directory."""
+    kind: Literal["direct", "encoded"]
+    """`direct` for what the loader function fills, `encoded` for what `Batch.cache` is given."""
+    readonly: bool
+    """Whether nothing is added to it."""
+    hits: int
+    """Items that were read from it."""
+    misses: int
+    """Items that were not there, so that they, or the batches that they are in, were loaded or left out."""
+    bad: int
+    """Items that were there, but damaged, so that they, or the batches that they are in, were loaded or left out."""
+    dropped_batches: int
+    """Batches that were left out because they are not complete in it."""
+    written: int
+    """Items that were added to it."""
+    present: int
+    """Items that were to be added and were there already."""
+    bytes_read: int
+    """Bytes read."""
+    bytes_written: int
+    """Bytes of arrays that were added."""
+    read_path: str
+    """How records get to the slots: `posix` or `gds`."""
+    read_path_reason: str
+    """Why it is not GPUDirect Storage."""
+    queue_waits: int
+    """How often `Batch.cache` has waited because too much was to be written already."""
+    queue_wait_seconds: float
+    """How long it has waited."""
+    troubles: tuple[str, ...]
+    """Why something could not be read or written; the run went on without."""
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.group}, {self.kind}{', read-only' if self.readonly else ''}: {self.hits} items read "
+            f"({self.bytes_read / 2**20:.1f} MiB), {self.misses} missing, {self.bad} damaged, {self.written} written "
+            f"({self.bytes_written / 2**20:.1f} MiB), {self.present} present; read by {self.read_path} "
+            f"({self.read_path_reason})"
+        )
+        if self.dropped_batches:
+            text += f"; {self.dropped_batches} batches left out because they are not in it"
+        if self.queue_waits:
+            text += f"; Batch.cache waited {self.queue_waits} times, {self.queue_wait_seconds:.2f} s"
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +131,7 @@ class Report:
     """Items that could not be loaded, in batches that were handed out or dropped so far; with those that a skip list or
     the state that this run began at has named."""
     dropped_batches: int = 0
-    """Batches that were left out because of bad items."""
+    """Batches that were left out because of bad items, or because they are not in the cache that they come from."""
     replaced_items: int = 0
     """Rows that hold a substitute for a bad item."""
     fallbacks: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -89,6 +143,8 @@ class Report:
     """What decodes arrays: `host library`, or `NumPy` and why; empty when none is declared to be decoded."""
     stages: Stages = field(default_factory=Stages)
     """What the time since the first batch went into."""
+    caches: tuple[CacheInfo, ...] = ()
+    """What was done with the groups' caches."""
 
     @property
     def batches(self) -> int:
@@ -115,8 +171,8 @@ class Report:
 
         It is about the last ten seconds or so, and says when the whole run was limited by something else. It begins
         with `consumer-bound`, or with the stage that `next()` waited for the longest: `plan-bound`, `queue-bound`,
-        `loader-bound`, `decode-bound`, `placement-bound`, `copy-bound`, `fence-bound`, `hand-over-bound`, or `retained
-        batches`.
+        `read-bound`, `loader-bound`, `decode-bound`, `placement-bound`, `copy-bound`, `fence-bound`, `hand-over-bound`,
+        or `retained batches`.
         """
         if self.batches < 2:
             return "too few batches to tell"
@@ -146,6 +202,9 @@ class Report:
         if self.worker_deaths:
             pids = ", ".join(str(death.pid) for death in self.worker_deaths[-8:])
             lines.append(f"deaths        {len(self.worker_deaths)} workers were replaced (process {pids})")
+        for cache in self.caches:
+            lines.append(f"cache         {cache}")
+            lines += [f"              {trouble}" for trouble in cache.troubles]
         lines += [f"fallback      {line} ({count} times)" for line, count in self.fallbacks.items()]
         lines += [f"note          {note}" for note in self.notes]
         return "\n".join(lines)

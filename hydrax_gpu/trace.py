@@ -9,9 +9,12 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["Trace"]
+__all__ = ["Trace", "TraceFile"]
+
+TraceFile: TypeAlias = "Trace | str | os.PathLike[str]"
+"""`Dataloader(trace=...)`: a path, or a `Trace` with settings of its own."""
 
 _log = logging.getLogger("hydrax_gpu")
 
@@ -65,7 +68,7 @@ class Trace:
         self._levels: dict[str, Mapping[str, float]] = {}
 
     @staticmethod
-    def of(trace: Trace | str | os.PathLike[str] | None) -> Trace | None:
+    def of(trace: TraceFile | None) -> Trace | None:
         """What `Dataloader(trace=...)` was given, as a trace.
 
         Raises:
@@ -112,8 +115,8 @@ class Trace:
         """
         self._add(("X", self._pid, _TRACKS[track], name, begin, end, args))
 
-    def chunk(self, pid: int, worker: int, begin: int, end: int, args: Mapping[str, Any]) -> None:
-        """What the worker of that number, in that process, did from `begin` to `end`; as `span`."""
+    def chunk(self, pid: int, worker: int, name: str, begin: int, end: int, args: Mapping[str, Any]) -> None:
+        """What the worker of that number, in that process, did from `begin` to `end`: `load` or `read`; as `span`."""
         track = _FIRST_WORKER + worker
         if (pid, worker) not in self._workers:
             self._workers.add((pid, worker))
@@ -121,7 +124,7 @@ class Trace:
                 self._meta("process_name", pid, track, {"name": f"worker {worker}"})
                 self._meta("process_sort_index", pid, track, {"sort_index": track})
             self._meta("thread_name", pid, track, {"name": f"worker {worker}"})
-        self._add(("X", pid, track, "load", begin, end, args))
+        self._add(("X", pid, track, name, begin, end, args))
 
     def level(self, name: str, at: int, values: Mapping[str, float]) -> None:
         """Numbers that hold from `at` on."""

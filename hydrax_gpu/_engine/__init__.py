@@ -1,5 +1,6 @@
 """The engine: a pure core, the runner that carries out its effects, and the consumer's stream. See README.md."""
 
+from hydrax_gpu._engine.cached import NoCaching as NoCaching
 from hydrax_gpu._engine.core import Core as Core
 from hydrax_gpu._engine.core import CoreConfig as CoreConfig
 from hydrax_gpu._engine.faults import FaultRules as FaultRules

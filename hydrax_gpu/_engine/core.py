@@ -16,13 +16,13 @@ What it keeps true:
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydrax_gpu._engine.cached import Caching, Form, NoCaching
+from hydrax_gpu._engine.cutting import Cutter
 from hydrax_gpu._engine.faults import FaultBook, FaultRules
 from hydrax_gpu._engine.messages import (
     Copied,
@@ -40,9 +40,11 @@ from hydrax_gpu._engine.messages import (
     Respawn,
     Retire,
     RowFailure,
+    Settled,
     Start,
     Stop,
     Taken,
+    Unread,
     Unsent,
 )
 from hydrax_gpu._exec.protocol import Failure, Result, Unreadable, WorkerLost, WorkerReady
@@ -51,18 +53,6 @@ from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
 
 __all__ = ["Core", "CoreConfig"]
-
-_OUTSTANDING = 2
-"""Chunks given to a worker: one it works at, one so that it need not wait for us."""
-
-_OUTSTANDING_QUICK = 16
-"""The same for chunks so quick that all of them together take less than `_QUICK_NS`: fewer, larger messages."""
-
-_QUICK_NS = 1_000_000
-
-_CHUNK_NS = 32_000_000
-"""Wanted duration of a chunk. A chunk costs the main process some 200 µs where it sleeps in between (woken up, with
-cold caches): at 4 ms it took 90 µs of its time for each photograph, at 16 ms 49 µs and at 32 ms 36 µs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +71,7 @@ class CoreConfig:
         together: a chunk's rows are loaded in one call, by a loader that wants many of them. So chunks are as large as
             can be with all workers busy, and nobody can tell at which of a chunk's items a worker is.
         faults: what to do about bad items and lost workers.
+        caching: which batches are in a cache.
     """
 
     plan: Callable[[int], BatchPlan]
@@ -93,6 +84,7 @@ class CoreConfig:
     whole_batches: bool = False
     together: bool = False
     faults: FaultRules = field(default_factory=FaultRules)
+    caching: Caching = field(default_factory=NoCaching)
 
 
 @dataclass(slots=True, eq=False)
@@ -123,9 +115,11 @@ class Core:
         self._queue: deque[_Chunk] = deque()
         self._loads: dict[int, Load] = {}  # slot → the load that owns it, until it is released
         self._order: deque[Load] = deque()  # planned and not placed, in the plan's order
+        self._unsettled: list[Load] = []  # of which some item is being written to their cache
         self._chunk_count = 0
-        self._item_ns = 0.0  # running mean of an item's cost; 0 while unknown
-        self._capacity = _OUTSTANDING
+        self._cutter = Cutter(
+            config.workers, config.depth, whole_batches=config.whole_batches, together=config.together
+        )
         self.unread = 0
         """Number of batches in the outbox."""
         self.copying = 0
@@ -183,7 +177,7 @@ class Core:
         effects: list[Effect] = []
         match message:
             case Result():
-                self._on_result(message)
+                self._on_result(message, effects)
             case Released(slot, generation):
                 self._on_released(slot, generation, effects)
             case Taken(batches):
@@ -200,7 +194,9 @@ class Core:
             case Unsent():
                 self._on_unsent(message)
             case Unreadable():
-                self._on_unreadable(message)
+                self._on_unreadable(message, effects)
+            case Settled():
+                self._on_settled()
             case PlacementFailed(_, _, exception):
                 self._fail(exception, effects)
             case Start():
@@ -216,7 +212,7 @@ class Core:
             self._dispatch(effects)
         return effects
 
-    def _on_result(self, result: Result) -> None:
+    def _on_result(self, result: Result, effects: list[Effect]) -> None:
         worker = self._workers[result.worker]
         chunk = worker.chunks.pop(result.chunk, None)
         if chunk is None:
@@ -224,11 +220,8 @@ class Core:
         load, rows = chunk.load, chunk.end - chunk.begin
         load.pending -= 1
         worker.rows_done += rows
-        if result.busy_ns >= 0:
-            cost = result.busy_ns / rows
-            self._item_ns = cost if not self._item_ns else 0.8 * self._item_ns + 0.2 * cost
-            quick = int(_QUICK_NS / (1 + rows * self._item_ns))
-            self._capacity = max(_OUTSTANDING, min(_OUTSTANDING_QUICK, quick))
+        if result.busy_ns >= 0 and not load.cached:
+            self._cutter.learn(rows, result.busy_ns)
         if result.additional is not None:
             rows_before: list[dict[str, Any] | None] = load.additional or [None] * load.plan.valid
             rows_before[chunk.begin : chunk.end] = result.additional
@@ -237,8 +230,33 @@ class Core:
             self._faults.acquit(load.plan, load.plan.indices[chunk.begin])
         for failure in result.failures:
             self._row_failed(load, chunk.begin + failure.offset, failure)
-        if load.pending == 0:
-            self.slots.filled(load.slot)
+        if result.unread:
+            self._cannot_read(load, [chunk.begin + offset for offset in result.unread], effects)
+        self._chunk_done(load)
+
+    def _cannot_read(self, load: Load, rows: Sequence[int], effects: list[Effect]) -> None:
+        load.unread = True
+        effects.append(Unread(load, list(rows)))
+
+    def _chunk_done(self, load: Load) -> None:
+        if load.pending:
+            return
+        if load.unread:
+            # All of it anew, the rows that were read too: the two layouts have nothing in common.
+            load.unread = load.cached = False
+            load.additional = None
+            if self._config.caching.loads(load.plan):
+                self._requeue(load, self._cutter.pieces(load.plan.valid))
+                return
+            load.dropped = load.uncached = True
+        self.slots.filled(load.slot)
+
+    def _on_settled(self) -> None:
+        unsettled, self._unsettled = self._unsettled, []
+        for load in unsettled:
+            load.pending -= 1
+            if not self._begin(load):
+                self.slots.filled(load.slot)
 
     def _on_placed(self, placed: Placed) -> None:
         slot, generation, lent, copying = placed
@@ -310,8 +328,7 @@ class Core:
             else:
                 self._row_failed(load, rows[0], failure, lethal=True)
             self._requeue(load, [(chunk.begin, rows[0])])
-            if load.pending == 0:
-                self.slots.filled(load.slot)
+            self._chunk_done(load)
         error = self._faults.lost(lost, items, suspect=at is not None, began=worker.began)
         if error is not None:
             self._fail(error, effects)
@@ -329,10 +346,9 @@ class Core:
         self._requeue(load, list(runs(rows)))
         for offset, failure in bad.items():
             self._row_failed(load, chunk.begin + offset, failure)
-        if load.pending == 0:
-            self.slots.filled(load.slot)
+        self._chunk_done(load)
 
-    def _on_unreadable(self, unreadable: Unreadable) -> None:
+    def _on_unreadable(self, unreadable: Unreadable, effects: list[Effect]) -> None:
         worker = self._workers[unreadable.worker]
         chunk = worker.chunks.pop(unreadable.chunk, None)
         if chunk is None:
@@ -340,12 +356,13 @@ class Core:
         load, rows = chunk.load, chunk.end - chunk.begin
         worker.rows_done += rows
         load.pending -= 1
-        if rows == 1:
+        if load.cached:
+            self._cannot_read(load, range(chunk.begin, chunk.end), effects)
+        elif rows == 1:
             self._row_failed(load, chunk.begin, unreadable.failure)
         else:  # once more, one by one
             self._requeue(load, [(row, row + 1) for row in range(chunk.begin, chunk.end)])
-        if load.pending == 0:
-            self.slots.filled(load.slot)
+        self._chunk_done(load)
 
     def _requeue(self, load: Load, pieces: list[tuple[int, int]], *, suspect: bool = False) -> None:
         """To be done again, and before anything else: they are the oldest."""
@@ -429,14 +446,27 @@ class Core:
             self._loads[load.slot] = load
             self._order.append(load)
             known = self._faults.known_rows(plan)
-            if known and not self._handle_known(load, known):
+            if (known and not self._handle_known(load, known)) or not self._begin(load):
                 self.slots.filled(load.slot)
                 complete = True
-                continue
-            for begin, end in _split(plan.valid, self._parts(plan.valid)):
-                self._queue.append(_Chunk(load, begin, end))
-                load.pending += 1
         return complete
+
+    def _begin(self, load: Load) -> bool:
+        """Sees to it that a batch gets its rows; returns whether it is to have any."""
+        form = self._config.caching.form(load.plan)
+        if form is Form.DROP:
+            load.dropped = load.uncached = True
+            return False
+        if form is Form.WAIT:
+            self._unsettled.append(load)
+            load.pending += 1  # for what it waits for
+            return True
+        load.cached = form is Form.READ
+        # What is read is one chunk: to tell a worker of it costs more than to cut it would gain.
+        pieces = [(0, load.plan.valid)] if load.cached else self._cutter.pieces(load.plan.valid)
+        self._queue.extend(_Chunk(load, begin, end) for begin, end in pieces)
+        load.pending += len(pieces)
+        return True
 
     def _handle_known(self, load: Load, rows: list[int]) -> bool:
         """Replaces items that are known to be bad; returns whether the batch is to be loaded."""
@@ -451,21 +481,6 @@ class Core:
             load.plan = load.plan.with_substitute(row, *substitute)
         return True
 
-    def _parts(self, rows: int) -> int:
-        """How many chunks to cut a batch into: enough for all workers, more if items are slow."""
-        config = self._config
-        if config.whole_batches:
-            return 1
-        if not self._item_ns:
-            return min(rows, config.workers)  # the first batches: all hands, for an early first batch
-        # Of depth slots, one is with the consumer; the others together should keep every worker busy.
-        parts = math.ceil(config.workers / max(1, config.depth - 1))
-        if config.together:
-            return min(rows, parts)
-        if parts > 1:
-            parts *= 2  # batches then end together with little waiting for the slowest chunk
-        return min(rows, max(parts, round(rows * self._item_ns / _CHUNK_NS)))
-
     # Dispatching.
 
     def _dispatch(self, effects: list[Effect]) -> None:
@@ -477,14 +492,8 @@ class Core:
 
     def _least_busy(self) -> int | None:
         best: int | None = None
-        least = self._capacity
+        least = self._cutter.capacity
         for number, worker in enumerate(self._workers):
             if worker.ready and len(worker.chunks) < least:
                 best, least = number, len(worker.chunks)
         return best
-
-
-def _split(rows: int, parts: int) -> list[tuple[int, int]]:
-    """`rows` in `parts` pieces as equal as can be."""
-    edges = [rows * part // parts for part in range(parts + 1)]
-    return list(itertools.pairwise(edges))

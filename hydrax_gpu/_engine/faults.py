@@ -23,6 +23,8 @@ _FORGIVING = 1000
 
 _HOPELESS_START = 64
 
+_FILL = "Fill it first, by a run of a group with loader_arrays; `hydrax-gpu cache info` shows how much is in it."
+
 Substitutes: TypeAlias = Callable[[BatchPlan, int], Iterator[tuple[int, "int | None"]]]
 """`(plan, row) → (item, seed)` to try in place of that row's item, best first."""
 
@@ -74,6 +76,7 @@ class FaultBook:
         self._in_a_row = rules.in_a_row
         self._deaths = 0
         self._placed = 0
+        self._uncached = False  # whether a batch was left out because it is not in a cache
 
     # Items.
 
@@ -152,6 +155,15 @@ class FaultBook:
             self._placed += 1
             return None
         self._in_a_row += 1
+        self._uncached = self._uncached or load.uncached
+        if load.uncached:
+            # Which batches are in a cache is no matter of luck, as faults are: others may well be.
+            if self._in_a_row < self._rules.epoch_batches:
+                return None
+            return self._too_many(
+                f"none of the batches of a whole epoch ({self._in_a_row} in a row) could be had: those of a group "
+                f"without loader_arrays come from its cache alone, and this one is not in it. {_FILL}"
+            )
         advice = "on_error=ErrorPolicy(mode='replace') replaces items and not batches, mode='raise' shows the first."
         if self._in_a_row >= self._rules.epoch_batches:
             return self._too_many(f"all batches of a whole epoch ({self._in_a_row} in a row) had bad items. {advice}")
@@ -166,6 +178,11 @@ class FaultBook:
     def finish(self) -> Exception | None:
         """The error to end the run with, if all its batches were dropped."""
         if self._in_a_row and not self._ever_placed:
+            if self._uncached:
+                return self._too_many(
+                    f"all batches ({self._in_a_row}) were left out, because they are not in the cache from which "
+                    f"alone they come, or had bad items. {_FILL}"
+                )
             return self._too_many(f"all batches ({self._in_a_row}) had bad items, and nothing is left of the data.")
         return None
 

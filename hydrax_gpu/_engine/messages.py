@@ -26,9 +26,11 @@ __all__ = [
     "Respawn",
     "Retire",
     "RowFailure",
+    "Settled",
     "Start",
     "Stop",
     "Taken",
+    "Unread",
     "Unsent",
     "name_items",
 ]
@@ -63,6 +65,9 @@ class Load:
         dropped: whether an item is in it that is known to be bad, so that it is not even loaded.
         hopeless: whether a row has no substitute left.
         on_device: whether it was placed in the memory of a device.
+        cached: whether its rows are read from a cache, in the layout of that.
+        unread: whether that has failed for some of them.
+        uncached: whether it is left out because it is not in the cache, from which alone its group comes.
     """
 
     plan: BatchPlan
@@ -77,6 +82,9 @@ class Load:
     dropped: bool = False
     hopeless: bool = False
     on_device: bool = False
+    cached: bool = False
+    unread: bool = False
+    uncached: bool = False
 
     def bad_items(self) -> list[BadItem]:
         """The items that could not be loaded."""
@@ -141,6 +149,10 @@ class Taken(NamedTuple):
     batches: int
 
 
+class Settled(NamedTuple):
+    """Of what was being written to a cache when it was looked for, something is there now, or will never be."""
+
+
 class Stop(NamedTuple):
     """Plan and place nothing any more."""
 
@@ -160,6 +172,7 @@ Message: TypeAlias = (
     | Copied
     | PlacementFailed
     | Taken
+    | Settled
     | Stop
     | Result
     | Unsent
@@ -191,6 +204,13 @@ class Drop(NamedTuple):
     load: Load
 
 
+class Unread(NamedTuple):
+    """These rows of a batch were to be read from its cache, and could not be."""
+
+    load: Load
+    rows: list[int]
+
+
 class Retire(NamedTuple):
     """A batch in device memory is gone: see to it that nothing is written there before its last reader is done."""
 
@@ -215,4 +235,4 @@ class Finish(NamedTuple):
     """Nothing more will come: the end was reached."""
 
 
-Effect: TypeAlias = Dispatch | Place | Drop | Retire | Respawn | Fail | Finish
+Effect: TypeAlias = Dispatch | Place | Drop | Unread | Retire | Respawn | Fail | Finish

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 from hydrax_gpu._engine.core import Core
 from hydrax_gpu._engine.inbox import EpollInbox
@@ -37,6 +37,7 @@ from hydrax_gpu._engine.messages import (
     Start,
     Stop,
     Taken,
+    Unread,
     Unsent,
     name_items,
 )
@@ -48,6 +49,9 @@ from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._ranges import named, ranges
 from hydrax_gpu.errors import NotEnoughMemory, PlacementError, WorkerDied, WorkerStartError
 from hydrax_gpu.policy import BadItem
+
+if TYPE_CHECKING:
+    from hydrax_gpu._engine.caches import Caches
 
 __all__ = ["END", "Delivery", "Dropped", "Entry", "Failed", "Lent", "Placer", "Runner", "WorkerDeath"]
 
@@ -69,12 +73,11 @@ class Lent(NamedTuple):
     def alive(self) -> list[tuple[int, str, Any]]:
         """`(slot, what, object)`: the batch, if it exists, or those of its arrays that do without it."""
         batch = self.batch()
-        if batch is not None and self.arrays:
+        arrays = [(name, array) for name, reference in self.arrays.items() if (array := reference()) is not None]
+        # A batch that was given others by `Batch.cache` does not hold these any more.
+        if batch is not None and arrays:
             return [(self.slot, repr(batch), batch)]
-        arrays = ((name, reference()) for name, reference in self.arrays.items())
-        return [
-            (self.slot, f"array {name!r} of a batch that is gone", array) for name, array in arrays if array is not None
-        ]
+        return [(self.slot, f"array {name!r} of a batch that is gone", array) for name, array in arrays]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +201,9 @@ class Runner:
         inbox: where messages come from.
         data: for each layout index (training groups first, then validation groups) the sequence of descriptors.
         training_groups: how many of those are training groups.
-        make_batch: builds the public `Batch` of a plan, its arrays and its items' additional data.
+        make_batch: builds the public `Batch` of a plan, its arrays, its items' additional data, and whether it was read
+            from a cache.
+        caches: the groups' caches, if any has one.
         stages: is told what takes how long.
     """
 
@@ -211,7 +216,8 @@ class Runner:
         *,
         data: Sequence[Sequence[Any]],
         training_groups: int,
-        make_batch: Callable[[BatchPlan, Mapping[str, Any], Sequence[Mapping[str, Any] | None] | None], Any],
+        make_batch: Callable[[BatchPlan, Mapping[str, Any], Sequence[Mapping[str, Any] | None] | None, bool], Any],
+        caches: Caches | None = None,
         stages: StageClock | None = None,
     ) -> None:
         self.core = core
@@ -229,13 +235,14 @@ class Runner:
         self.retires = False  # whether batches that are gone are retired, and had better be at once
         self.wants_taken = False  # whether the consumer should wake us when it takes one
         self.lent: dict[int, Lent] = {}  # slot → the last of its batches that the consumer was given, alive or not
-        self.stages.held = partial(_slots_held, self.lent)
+        self.stages.lent = self.lent
         self._placer = placer
         self._data = data
         self._plain = [isinstance(each, range) and each == range(len(each)) for each in data]
         self._worker_decodes: list[bool | None] = [None] * len(data)
         self._training_groups = training_groups
         self._make_batch = make_batch
+        self.caches = caches
         self._seen_taken = 0
         self._watched = ranges() is not None
         self._messages: deque[Message] = deque()
@@ -355,6 +362,8 @@ class Runner:
         self.counters.chunks += 1
         self.counters.busy_ns += max(0, result.busy_ns)
         self.stages.result(result.worker, result.chunk, result.busy_ns, result.decode_ns, result.end_ns)
+        if result.caches is not None and self.caches is not None:
+            self.caches.count(result.caches)
         if result.counts:
             before = self.counters.fallbacks
             for line in result.counts.keys() - before.keys():
@@ -373,6 +382,9 @@ class Runner:
             case Drop(load):
                 self.stages.dropped(load.plan)
                 self.outbox.put(Dropped(load.plan, load.bad_items()))
+            case Unread(load, rows):
+                assert self.caches is not None
+                self.caches.unread(load.plan, rows)
             case Retire(slot):
                 begin = self.stages.clock()
                 self._placer.retire(slot)
@@ -384,22 +396,30 @@ class Runner:
             case Finish():
                 self.outbox.put(END)
 
-    def _layout(self, plan: BatchPlan) -> int:
+    def _group(self, plan: BatchPlan) -> int:
         return plan.group + self._training_groups if plan.validation else plan.group
 
     def _dispatch(self, effect: Dispatch) -> None:
-        plan, begin, end = effect.load.plan, effect.begin, effect.end
-        layout, start = self._layout(plan), self.stages.clock()
-        data = self._data[layout]
+        load, begin, end = effect.load, effect.begin, effect.end
+        plan, start = load.plan, self.stages.clock()
+        group = self._group(plan)
+        data = self._data[group]
         seeds = None if plan.seeds is None else plan.seeds[begin:end]
         indices = plan.indices[begin:end]
-        decode = self._worker_decodes[layout]
+        cache = None if self.caches is None else self.caches.groups[group]
+        if cache is not None and load.cached:
+            task = Task(effect.chunk, load.slot, cache.layout, begin, indices, None, False, (indices, plan.group_pass))
+            self.executor.submit(effect.worker, task)
+            self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start, cached=True)
+            return
+        keys = (indices, plan.group_pass) if cache is not None and cache.kind == "direct" else None
+        decode = self._worker_decodes[group]
         if decode is None:
-            decode = self._worker_decodes[layout] = not self._placer.decodes(layout)
+            decode = self._worker_decodes[group] = not self._placer.decodes(group)
         try:
             # Of a plain range, which stands for "no descriptors, just numbers", the item is the index.
-            items = indices if self._plain[layout] else list(map(data.__getitem__, indices))
-            task = Task(effect.chunk, effect.load.slot, layout, begin, items, seeds, decode)
+            items = indices if self._plain[group] else list(map(data.__getitem__, indices))
+            task = Task(effect.chunk, load.slot, group, begin, items, seeds, decode, keys)
             self.executor.submit(effect.worker, task)
             self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start)
         except Exception as error:
@@ -420,6 +440,11 @@ class Runner:
         )  # fmt: skip
         self.executor.respawn(lost.worker)
 
+    def _layout(self, load: Load) -> int:
+        group = self._group(load.plan)
+        cache = self.caches.groups[group] if self.caches is not None and load.cached else None
+        return group if cache is None else cache.layout
+
     def _place(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation
         begin = self.stages.clock()
@@ -427,7 +452,7 @@ class Runner:
             placement = self._placer.place(
                 slot,
                 generation,
-                self._layout(plan),
+                self._layout(load),
                 plan,
                 load.additional,
                 partial(self.inbox.post, Released(slot, generation)),
@@ -435,7 +460,7 @@ class Runner:
             arrays, shared, copying = placement
             if copying:
                 self.retires = True
-            batch = self._make_batch(plan, arrays, load.additional)
+            batch = self._make_batch(plan, arrays, load.additional, load.cached)
         except (PlacementError, NotEnoughMemory) as error:
             self._messages.append(PlacementFailed(slot, generation, error))
             return
@@ -451,10 +476,6 @@ class Runner:
         self.stages.placed(plan, slot, begin, copying=copying)
         self.outbox.put(Delivery(plan.position, batch, bad, lent, plan.valid))
         self._messages.append(Placed(slot, generation, lent is not None, copying))
-
-
-def _slots_held(lent: Mapping[int, Lent]) -> int:
-    return sum(bool(each.alive()) for each in list(lent.values()))
 
 
 def _failures(data: Sequence[Any], indices: Sequence[int], error: Exception) -> tuple[Failure, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from hydrax_gpu._mem.slots import SlotState, SlotTable
@@ -44,7 +44,7 @@ class TraceSink(Protocol):
         """Something that took a while, on one of the tracks `engine`, `placement`, `copy` and `consumer`."""
         ...
 
-    def chunk(self, pid: int, worker: int, begin: int, end: int, args: Mapping[str, Any]) -> None:
+    def chunk(self, pid: int, worker: int, name: str, begin: int, end: int, args: Mapping[str, Any]) -> None:
         """What a worker did."""
         ...
 
@@ -62,10 +62,30 @@ class TraceSink(Protocol):
         ...
 
 
+class Lent(Protocol):
+    """A batch that was handed out."""
+
+    def alive(self) -> Sequence[object]:
+        """What there still is of it."""
+        ...
+
+
 class _Way:
     """The times of one batch."""
 
-    __slots__ = ("begin", "busy", "decode", "end", "number", "placed", "placing", "planned", "planning", "sent")
+    __slots__ = (
+        "begin",
+        "busy",
+        "cached",
+        "decode",
+        "end",
+        "number",
+        "placed",
+        "placing",
+        "planned",
+        "planning",
+        "sent",
+    )
 
     def __init__(self, planning: int, planned: int, number: str) -> None:
         self.planning = planning
@@ -77,6 +97,7 @@ class _Way:
         self.placed = 0
         self.busy = 0
         self.decode = 0
+        self.cached = False
         self.number = number
 
 
@@ -85,25 +106,23 @@ class StageClock:
 
     Args:
         workers: number of workers.
-        trace: where single events go as well.
         clock: nanoseconds, of which zero does not matter.
 
     `enter`, `wait`, `waited` and `leave` are called by the consumer, the others by whoever drives the runner, with its
     lock.
     """
 
-    def __init__(
-        self, workers: int, *, trace: TraceSink | None = None, clock: Callable[[], int] = time.perf_counter_ns
-    ) -> None:
+    def __init__(self, workers: int, *, clock: Callable[[], int] = time.perf_counter_ns) -> None:
         self.clock = clock
         self.totals = Totals()
-        self.held: Callable[[], int] = lambda: 0  # how many slots Python objects refer to
+        self.lent: Mapping[int, Lent] = {}  # the batches that were handed out, by the slots that they share
         self._workers = workers
-        self._trace = trace
+        self.trace: TraceSink | None = None  # where single events go as well
         self._every = 1
         self._ways: dict[int, _Way] = {}  # by position
         self._unsent: list[_Way] = []
         self._chunks: dict[int, tuple[int, int, int, int]] = {}  # → worker, position, items, when it was dispatched
+        self._cached: set[int] = set()  # chunks that are read from a cache
         self._copies: dict[int, tuple[int, str]] = {}  # by slot
         self._pids: dict[int, int] = {}
         self._looked = 0
@@ -132,22 +151,29 @@ class StageClock:
             self._add(Kind.PLAN, end - begin)
             kind = "validation" if result.validation else "batch"
             way = self._ways[position] = _Way(begin, end, f"{kind} {position}")
-            if self._trace is not None:
-                self._trace.span("engine", "plan", begin, end, {"batch": way.number, "items": result.valid})
+            if self.trace is not None:
+                self.trace.span("engine", "plan", begin, end, {"batch": way.number, "items": result.valid})
             return result
 
         return planned
 
-    def dispatched(self, worker: int, chunk: int, plan: BatchPlan, items: int, begin: int) -> None:
-        """A chunk was given to a worker; looking up its descriptors, and the like, has taken since `begin`."""
+    def dispatched(
+        self, worker: int, chunk: int, plan: BatchPlan, items: int, begin: int, *, cached: bool = False
+    ) -> None:
+        """A chunk was given to a worker; looking up its descriptors, and the like, has taken since `begin`.
+
+        `cached` tells whether the worker is to read it from a cache.
+        """
+        if cached:
+            self._cached.add(chunk)
         way = self._ways.get(plan.position)
         if way is None:
             return
         now = self.clock()
         self.totals.ns[Kind.PLAN] += (now - begin) * self._every
         self._chunks[chunk] = worker, plan.position, items, now - begin
-        if self._trace is not None:
-            self._trace.span("engine", "send", begin, now, {"batch": way.number, "items": items, "worker": worker})
+        if self.trace is not None:
+            self.trace.span("engine", "send", begin, now, {"batch": way.number, "items": items, "worker": worker})
         if not self._unsent or self._unsent[-1] is not way:
             self._unsent.append(way)
 
@@ -171,8 +197,12 @@ class StageClock:
                 way.end = max(way.end, self.clock())
             return
         totals = self.totals
-        totals.ns[Kind.LOAD] += busy - decode
-        totals.counts[Kind.LOAD] += 1
+        kind = Kind.LOAD
+        if chunk in self._cached:
+            self._cached.remove(chunk)
+            kind = Kind.READ
+        totals.ns[kind] += busy - decode
+        totals.counts[kind] += 1
         if decode:
             totals.ns[Kind.DECODE] += decode
             totals.counts[Kind.DECODE] += 1
@@ -182,10 +212,10 @@ class StageClock:
         begin = end - busy
         way = self._ways.get(known[1])
         number = "" if way is None else way.number
-        if self._trace is not None:
+        if self.trace is not None:
             queued = 0 if way is None else max(0, begin - way.planned - known[3])
             args = {"batch": number, "items": known[2], "decode_us": decode / 1000, "queued_us": queued / 1000}
-            self._trace.chunk(self._pids.get(worker, os.getpid()), worker, begin, end, args)
+            self.trace.chunk(self._pids.get(worker, os.getpid()), worker, kind.name.lower(), begin, end, args)
         if way is None:
             return
         since = max(way.planned + known[3], 0 if self._base is None else self._base.at)
@@ -194,10 +224,12 @@ class StageClock:
         way.end = max(way.end, end)
         way.busy += busy
         way.decode += decode
+        way.cached = kind is Kind.READ
 
     def gone(self, chunk: int) -> None:
         """Nothing will come of a chunk any more."""
         self._chunks.pop(chunk, None)
+        self._cached.discard(chunk)
 
     def lost(self, worker: int) -> None:
         """A worker is lost with all that it was given."""
@@ -213,8 +245,8 @@ class StageClock:
         self._add(Kind.PLACEMENT, way.placed - begin)
         if copying:
             self._copies[slot] = way.placed, way.number
-        if self._trace is not None:
-            self._trace.span("placement", "place", begin, way.placed, {"batch": way.number, "items": plan.valid})
+        if self.trace is not None:
+            self.trace.span("placement", "place", begin, way.placed, {"batch": way.number, "items": plan.valid})
 
     def dropped(self, plan: BatchPlan) -> None:
         """A batch is left out."""
@@ -226,16 +258,16 @@ class StageClock:
         if known is not None:
             now = self.clock()
             self._add(Kind.COPY, now - known[0])
-            if self._trace is not None:
-                self._trace.span("copy", "copy", known[0], now, {"batch": known[1], "slot": slot})
+            if self.trace is not None:
+                self.trace.span("copy", "copy", known[0], now, {"batch": known[1], "slot": slot})
 
     def retired(self, slot: int, begin: int) -> None:
         """Putting a fence up has taken since `begin`."""
         now = self.clock()
         self.totals.ns[Kind.FENCE] += now - begin
         self.totals.counts[Kind.FENCE] += 1
-        if self._trace is not None:
-            self._trace.span("placement", "fence", begin, now, {"slot": slot})
+        if self.trace is not None:
+            self.trace.span("placement", "fence", begin, now, {"slot": slot})
 
     def look(self, slots: SlotTable, unread: int) -> None:
         """Counts the slots, which have been at what they are at since the last turn.
@@ -256,10 +288,10 @@ class StageClock:
             area = self.totals.slots
             for part, number in enumerate((free, filling, full, ready, lent - ready, copying)):
                 area[part] += number * since
-            if self._trace is not None:
+            if self.trace is not None:
                 names = [part.name.lower() for part in Part]
                 numbers = (free, filling, full, ready, lent - ready, copying)
-                self._trace.level("slots", self._looked, dict(zip(names, numbers, strict=True)))
+                self.trace.level("slots", self._looked, dict(zip(names, numbers, strict=True)))
             if self._wait_from and not (free or filling or full or ready):
                 self._starving(min(since, now - self._wait_from), lent, copying)
         self._looked = now
@@ -267,8 +299,12 @@ class StageClock:
     def _starving(self, ns: int, lent: int, copying: int) -> None:
         """The consumer has waited for a slot."""
         # One batch is often held by the loop itself, until its variable is assigned the next one.
-        cause = Cause.COPY if copying else Cause.HELD if 2 * self.held() > lent else Cause.RUNNING
+        cause = Cause.COPY if copying else Cause.HELD if 2 * self._count_held() > lent else Cause.RUNNING
         self._starved[cause] = self._starved.get(cause, 0) + ns
+
+    def _count_held(self) -> int:
+        """How many slots Python objects refer to."""
+        return sum(bool(lent.alive()) for lent in list(self.lent.values()))
 
     def _add(self, kind: Kind, ns: int) -> None:
         every = self._every
@@ -283,15 +319,15 @@ class StageClock:
         if self._left:
             self.totals.ns[Kind.STEP] += now - self._left
             self.totals.counts[Kind.STEP] += 1
-            if self._trace is not None:
+            if self.trace is not None:
                 number, items = self._left_with
-                self._trace.span("consumer", "step", self._left, now, {"batch": number, "items": items})
+                self.trace.span("consumer", "step", self._left, now, {"batch": number, "items": items})
             self._left = 0
 
     def wait(self) -> None:
         """The consumer begins to wait."""
         now = self._wait_from = self.clock()
-        self._held = self.held()
+        self._held = self._count_held()
         self.totals.held += self._held
         if not self._first_wait:
             self._first_wait = now
@@ -324,8 +360,8 @@ class StageClock:
                 for cause, ns in causes.items():
                     totals.causes[cause] += ns * self._every
                 args["for_us"] = {cause.name.lower(): ns / 1000 for cause, ns in causes.items() if ns}
-            if self._trace is not None:
-                self._trace.span("consumer", "wait", begin, begin + waited, args)
+            if self.trace is not None:
+                self.trace.span("consumer", "wait", begin, begin + waited, args)
         if self._base is None:
             self._looked = now
             self._base = totals.snapshot(now)
@@ -333,7 +369,7 @@ class StageClock:
         elif now - self._recent[-1].at > _SNAPSHOT_NS:
             last = self._recent[-1]
             self._recent.append(totals.snapshot(now))
-            if self._trace is None:
+            if self.trace is None:
                 period = (now - last.at) / max(1, totals.batches - last.batches)
                 self._every = _EVERY if period < _QUICK_NS else 1
 
@@ -354,7 +390,7 @@ class StageClock:
         causes[Cause.QUEUE] = until(way.begin)
         loading = until(way.end)
         decode = loading * way.decode // way.busy if way.busy else 0
-        causes[Cause.LOAD], causes[Cause.DECODE] = loading - decode, decode
+        causes[Cause.READ if way.cached else Cause.LOAD], causes[Cause.DECODE] = loading - decode, decode
         idle += until(way.placing)
         causes[Cause.PLACEMENT] = until(way.placed)
         idle += until(end)
@@ -372,13 +408,13 @@ class StageClock:
     @property
     def note(self) -> str | None:
         """Why the trace is not complete, if there is one that is not."""
-        return None if self._trace is None else self._trace.note
+        return None if self.trace is None else self.trace.note
 
     def close(self) -> None:
         """Nothing more will come."""
-        if self._trace is not None:
+        if self.trace is not None:
             self.enter()  # the last step has no other end
-            self._trace.close()
+            self.trace.close()
 
     def stages(self, at: int | None = None) -> Stages:
         """What the time since the first batch went into, until `at` or now."""

@@ -64,6 +64,8 @@ class Stream:
     def start(self) -> None:
         """Starts the engine and its workers."""
         _running.add(self)
+        if self._runner.caches is not None:
+            self._runner.caches.start()
         if self._engine is not None:
             self._engine.start()
         else:
@@ -84,6 +86,8 @@ class Stream:
                 self._runner.close()
         while not self._runner.outbox.empty():
             self._runner.outbox.get()
+        if self._runner.caches is not None:
+            self._runner.caches.close()  # which may take as long as it takes to write what waits
 
     def abandon(self) -> None:
         """In a fork of the process that runs this: leaves all of it to that process."""

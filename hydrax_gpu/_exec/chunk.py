@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 import numpy.typing as npt
 
-from hydrax_gpu._exec.protocol import Failure, LoaderFunc, RowsLoader, Task
+from hydrax_gpu._exec.protocol import CacheCounts, Failure, LoaderFunc, RowsLoader, Task
 from hydrax_gpu._exec.rows import LoadRows, Outcome, load_rows, runs
 from hydrax_gpu._mem.arena import WORDS, Arena
 from hydrax_gpu._spec import Layout
 
 if TYPE_CHECKING:
+    from hydrax_gpu._exec.cached import CachedRows
     from hydrax_gpu._exec.decoding import RowDecoder
+    from hydrax_gpu._exec.rowstore import RowCacheSpec
 
 __all__ = ["ChunkRunner", "Done", "describe", "format_traceback"]
 
@@ -33,13 +35,15 @@ class Done(NamedTuple):
     additional: _Additional
     failures: tuple[Failure, ...]
     counts: dict[str, int] | None
+    unread: tuple[int, ...] = ()
+    caches: CacheCounts | None = None
     end_ns: int = 0
     decode_ns: int = 0
 
     @property
     def loud(self) -> bool:
-        """Whether there is anything to tell."""
-        return self.additional is not None or bool(self.failures or self.counts)
+        """Whether there is anything to tell that cannot wait; what caches count can."""
+        return self.additional is not None or bool(self.failures or self.counts or self.unread)
 
 
 class ChunkRunner:
@@ -61,6 +65,7 @@ class ChunkRunner:
         keep: whether failures keep the exception.
         catch: what the loader function may raise without more harm than a bad item.
         kernels: the file of the kernels' host library, or None for NumPy to do their work.
+        caches: the caches, by the index of their layout.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class ChunkRunner:
         keep: bool = True,
         catch: tuple[type[BaseException], ...] = (Exception, SystemExit),
         kernels: str | None = None,
+        caches: Mapping[int, RowCacheSpec] | None = None,
     ) -> None:
         self._loader = cast("LoaderFunc", loader)  # which is not called when there is `load_rows`
         self._load_rows: LoadRows | None = getattr(loader, "load_rows", None)
@@ -99,24 +105,46 @@ class ChunkRunner:
                 from hydrax_gpu._exec.decoding import RowDecoder  # most workers need none of it
 
                 self._decoders[index] = RowDecoder(layout, arena, kernels)
+        self._caches: dict[int, CachedRows] = {}
+        if caches:
+            from hydrax_gpu._exec.cached import CachedRows
+
+            self._caches = {index: CachedRows(spec, index, layouts[index], arena) for index, spec in caches.items()}
 
     def run(self, task: Task) -> Done:
         """Loads the rows of a task, and decodes them."""
         views = self._item_views(task.slot, task.layout)[task.row : task.row + len(task.items)]
         self._decode_ns = 0
         self._status[self._word + 1] = start = time.perf_counter_ns()
-        if self._load_rows is None:
-            additional, failures = self._one_by_one(task, views)
+        cache = self._caches.get(task.layout) if task.keys is not None else None
+        unread: tuple[int, ...] = ()
+        if cache is None:
+            additional, failures = self._load(task, views)
+        elif cache.loads:
+            additional, failures = cache.fill(task, views, self._load, self._decode, self._pass_over)
         else:
-            additional, failures = self._together(self._load_rows, task, views)
+            additional, unread = cache.read(task)
+            self._pass_over(len(task.items))
+            failures = []
         end = time.perf_counter_ns()
         counts = self._take_counts() if self._take_counts is not None else None
-        done = Done(end - start, additional, tuple(failures), counts, end, self._decode_ns)
+        caches = None if cache is None else cache.take_counts()
+        done = Done(end - start, additional, tuple(failures), counts, unread, caches, end, self._decode_ns)
         self._tasks += 1
         if done.loud:
             self._loud = self._tasks
         self._arena.tell_done(self._worker, self._tasks, self._loud)
         return done
+
+    def _load(self, task: Task, views: Sequence[_ItemArrays]) -> tuple[_Additional, list[Failure]]:
+        if self._load_rows is None:
+            return self._one_by_one(task, views)
+        return self._together(self._load_rows, task, views)
+
+    def _pass_over(self, items: int) -> None:
+        """So many items need no loading; they are begun and done."""
+        self._begun += items
+        self._status[self._word] = self._begun
 
     # A call for each item.
 

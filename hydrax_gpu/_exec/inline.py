@@ -20,6 +20,7 @@ class InlineExecutor:
         self._runner = ChunkRunner(
             spec.loader, spec.layouts, arena, 0,
             retries=spec.retries, backoff=spec.backoff, keep=spec.keep_exceptions, kernels=spec.kernels,
+            caches=spec.caches,
         )  # fmt: skip
         self._run = ranged("load", self._runner.run)
         self._startup = spec.startup

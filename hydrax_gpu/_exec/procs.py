@@ -134,6 +134,7 @@ def _encode_spec(spec: WorkSpec) -> bytes:
             spec.backoff,
             spec.keep_exceptions,
             spec.kernels,
+            dict(spec.caches),
         )
         return encode(parts)
     except Exception as error:

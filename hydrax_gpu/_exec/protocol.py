@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy.typing as npt
 
 from hydrax_gpu._spec import Layout
 
+if TYPE_CHECKING:
+    from hydrax_gpu._exec.rowstore import RowCacheSpec
+
 __all__ = [
     "STACK_SIGNAL",
+    "CacheCounts",
     "Executor",
     "Failure",
     "Inbox",
@@ -78,6 +82,46 @@ class RowsLoader(Protocol):
         ...
 
 
+class CacheCounts(NamedTuple):
+    """What a worker has done with the cache of one layout since it last told.
+
+    Attributes:
+        layout: index of the layout.
+        hits: rows read.
+        misses: rows that were not there.
+        bad: rows that were there, and whose records turned out to be damaged.
+        written: rows written.
+        present: rows that were not written, because another has.
+        bytes_read: from the files.
+        bytes_written: of arrays.
+        trouble: why nothing is read, or written, any more; "" while all is well.
+    """
+
+    layout: int
+    hits: int = 0
+    misses: int = 0
+    bad: int = 0
+    written: int = 0
+    present: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    trouble: str = ""
+
+    def plus(self, other: CacheCounts) -> CacheCounts:
+        """The sum of both, which are of one layout."""
+        return CacheCounts(
+            self.layout,
+            self.hits + other.hits,
+            self.misses + other.misses,
+            self.bad + other.bad,
+            self.written + other.written,
+            self.present + other.present,
+            self.bytes_read + other.bytes_read,
+            self.bytes_written + other.bytes_written,
+            self.trouble or other.trouble,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class WorkSpec:
     """What every worker needs to know once.
@@ -93,6 +137,7 @@ class WorkSpec:
             process, it holds on to all frames that it went through, and through them to their callers', and so to
             batches: only for a run that ends with it.
         kernels: the host library's file, or None for NumPy to do the kernels' work.
+        caches: the caches, by the index of their layout.
     """
 
     loader: LoaderFunc | RowsLoader
@@ -103,12 +148,14 @@ class WorkSpec:
     backoff: float = 0.0
     keep_exceptions: bool = True
     kernels: str | None = None
+    caches: Mapping[int, RowCacheSpec] = field(default_factory=dict[int, "RowCacheSpec"])
 
 
 class Task(NamedTuple):
     """Rows `row .. row + len(items)` of a slot to fill. Plain and small: it is pickled once and sent to a process.
 
-    `decode` tells whether declared arrays are to be decoded by the worker, and not later on a device.
+    `decode` tells whether declared arrays are to be decoded by the worker, and not later on a device. Where the layout
+    has a cache, `keys` are the items' indices and the pass over their group.
     """
 
     chunk: int
@@ -118,6 +165,7 @@ class Task(NamedTuple):
     items: list[Any]
     seeds: list[int] | None
     decode: bool = True
+    keys: tuple[list[int], int] | None = None
 
 
 class Failure(NamedTuple):
@@ -137,6 +185,8 @@ class Result(NamedTuple):
         additional: for each item what the loader returned, or None when no item returned anything.
         counts: what `take_counts` of the loader function returned, if it has such a method: how often something did not
             go as it should, by lines of text for the report.
+        unread: offsets of items that were to be read from a cache and could not be; the others were.
+        caches: what was done with caches, in this task or before.
         end_ns: when the last item was done, on the clock of `time.perf_counter_ns`, which is one for all processes.
         decode_ns: how much of `busy_ns` went into decoding declared arrays.
     """
@@ -147,6 +197,8 @@ class Result(NamedTuple):
     additional: list[dict[str, Any] | None] | None
     failures: tuple[Failure, ...]
     counts: dict[str, int] | None = None
+    unread: tuple[int, ...] = ()
+    caches: CacheCounts | None = None
     end_ns: int = 0
     decode_ns: int = 0
 

@@ -107,7 +107,7 @@ class ThreadExecutor:
         runner = ChunkRunner(
             spec.loader, spec.layouts, self._arena, worker,
             retries=spec.retries, backoff=spec.backoff, keep=spec.keep_exceptions, catch=(BaseException,),
-            kernels=spec.kernels,
+            kernels=spec.kernels, caches=spec.caches,
         )  # fmt: skip
         run = ranged("load", runner.run)
         self._inbox.post(WorkerReady(worker, os.getpid(), time.perf_counter_ns() - begin, False))

@@ -22,6 +22,7 @@ from hydrax_gpu._exec.chunk import describe, format_traceback
 from hydrax_gpu._exec.framing import FrameReader
 from hydrax_gpu._exec.protocol import (
     STACK_SIGNAL,
+    CacheCounts,
     Failure,
     Inbox,
     Message,
@@ -223,7 +224,7 @@ class Worker:
 
     def _decode(self, message: tuple[Any, ...]) -> Message:
         match message:
-            case ("done", chunk, busy, data, sent, counts, *times):
+            case ("done", chunk, busy, data, sent, counts, cached, end, decode):
                 self._chunks.popleft()
                 self._reported += 1
                 self._looked = max(0, self._looked - 1)
@@ -237,7 +238,10 @@ class Worker:
                 failures = tuple(
                     Failure(offset, text, trace, _unpickled(exception)) for offset, text, trace, exception in sent
                 )
-                return Result(self.index, chunk, busy, additional, failures, counts, *times)
+                unread, caches = cached or ((), None)
+                if caches is not None:
+                    caches = CacheCounts(*caches)
+                return Result(self.index, chunk, busy, additional, failures, counts, unread, caches, end, decode)
             case ("ready", pid, imported_jax):
                 self.starting = False
                 return WorkerReady(self.index, pid, time.monotonic_ns() - self._started_ns, imported_jax)

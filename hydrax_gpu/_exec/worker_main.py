@@ -53,7 +53,7 @@ def main(fd: int, memory: int, stack: int) -> NoReturn:
         sys.modules["__main__"] = _LazyMain(main_module)
         arena = Arena.attach(ArenaShape(*shape), memory)
         role.share_processors(arena.shape.workers)
-        loader, startup, layouts, nice, retries, backoff, keep, kernels = link.receive()
+        loader, startup, layouts, nice, retries, backoff, keep, kernels, caches = link.receive()
         if nice:
             os.nice(nice)
         if startup is not None:
@@ -61,6 +61,7 @@ def main(fd: int, memory: int, stack: int) -> NoReturn:
         runner = ChunkRunner(
             loader, layouts, arena, index,
             retries=retries, backoff=backoff, keep=keep, catch=(BaseException,), kernels=kernels,
+            caches=caches,
         )  # fmt: skip
     except BaseException as error:
         link.send(encode(("failed", os.getpid(), describe(error), format_traceback(error), _pickled(error))))
@@ -166,7 +167,7 @@ class _LazyMain(ModuleType):
 
 
 def _encode_result(task: Task, done: Done) -> bytes:
-    busy, additional, failures, counts, *times = done
+    busy, additional, failures, counts, unread, caches, end, decode = done
     # What the user's objects make of being pickled, and unpickled on the other side, must not touch the rest of the
     # message: it says which items this is about.
     data: bytes | None = None
@@ -184,7 +185,8 @@ def _encode_result(task: Task, done: Done) -> bytes:
                     failures = (*failures, Failure(offset, text, format_traceback(error), None))
             data = pickle.dumps(additional, protocol=5)
     sent = tuple((*failure[:-1], _pickled(failure.exception)) for failure in failures)
-    return encode(("done", task.chunk, busy, data, sent, counts, *times))
+    cached = (unread, None if caches is None else tuple(caches)) if unread or caches is not None else None
+    return encode(("done", task.chunk, busy, data, sent, counts, cached, end, decode))
 
 
 def _pickled(error: BaseException | None) -> bytes | None:

@@ -13,6 +13,7 @@ __all__ = ["draw"]
 _COLOURS = {
     "step": "#2e7d32",
     "wait": "#c62828",
+    "read": "#4fc3f7",
     "load": "#1565c0",
     "decode": "#6a1b9a",
     "plan": "#ef6c00",
@@ -83,7 +84,7 @@ def draw(path: Path, recording: Recording, title: str, *, begin_s: float, length
     lower.set_xlim((begin - zero) / 1e9, (end - zero) / 1e9)
     lower.set_xlabel("seconds")
     try:
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=110)  # pyright: ignore[reportUnknownMemberType]
     finally:
         pyplot.close(figure)
 

@@ -71,7 +71,7 @@ class Recording:
                         _slots(totals, level, max(begin, level.begin), event.begin)
                     level = event
             elif event.end > begin:
-                _count(totals, event, max(begin, event.begin))
+                _count(totals, event, begin)
         if level is not None:
             _slots(totals, level, max(begin, level.begin), end)
         return totals
@@ -82,20 +82,21 @@ def _slots(totals: Totals, level: Event, begin: int, end: int) -> None:
         totals.slots[part] += int(level.args[part.name.lower()] * max(0, end - begin))
 
 
-def _count(totals: Totals, event: Event, begin: int) -> None:
-    ns, args = event.end - begin, event.args
+def _count(totals: Totals, event: Event, since: int) -> None:
+    ns, args = event.end - max(since, event.begin), event.args
     counts, sums = totals.counts, totals.ns
     match event.name:
         case "plan" | "send":
             sums[Kind.PLAN] += ns
             counts[Kind.PLAN] += event.name == "plan"
-        case "load":
+        case "load" | "read":
             decode = int(1e3 * args["decode_us"] * ns / max(1, event.end - event.begin))
-            sums[Kind.LOAD] += ns - decode
-            counts[Kind.LOAD] += 1
+            kind = Kind[event.name.upper()]
+            sums[kind] += ns - decode
+            counts[kind] += 1
             sums[Kind.DECODE] += decode
             counts[Kind.DECODE] += decode > 0
-            sums[Kind.QUEUE] += int(1e3 * args["queued_us"])
+            sums[Kind.QUEUE] += min(int(1e3 * args["queued_us"]), max(0, event.begin - since))
             counts[Kind.QUEUE] += 1
         case "place" | "fence" | "copy":
             kind = {"place": Kind.PLACEMENT, "fence": Kind.FENCE, "copy": Kind.COPY}[event.name]

@@ -78,7 +78,7 @@ def test_get_array_is_arrays_by_name(batch: Batch[Any]) -> None:
     assert batch.get_array("x") is batch.arrays["x"]
     with pytest.raises(KeyError) as caught:
         batch.get_array("z")
-    assert caught.value.args == ("no array 'z'; the group declares x, y",)
+    assert caught.value.args == ("no array 'z'; the batch has x, y",)
 
 
 def test_a_batch_and_its_arrays_cannot_be_given_new_attributes(batch: Batch[Any]) -> None:

@@ -1,0 +1,65 @@
+"""Open files of a cache, few at a time and shared by threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from hydrax_gpu._cache.system import System
+
+__all__ = ["Files"]
+
+_MOST = 64
+
+
+class Files:
+    """Keeps files open that were read lately. A file that is in use is never closed."""
+
+    def __init__(self, location: str, system: System) -> None:
+        self._location = location
+        self._system = system
+        self._lock = threading.Lock()
+        self._open: dict[str, list[int]] = {}  # name → [descriptor, users], the one used last at the end
+        self._process = os.getpid()
+
+    @contextmanager
+    def opened(self, name: str) -> Generator[int, None, None]:
+        """A descriptor of a file, for the time of the block.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        entry = self._take(name)
+        try:
+            yield entry[0]
+        finally:
+            with self._lock:
+                entry[1] -= 1
+                if not entry[1] and self._open.get(name) is not entry:
+                    self._system.close(entry[0])
+
+    def close(self) -> None:
+        """Closes all files, those in use as soon as they are not."""
+        with self._lock:
+            entries = list(self._open.values())
+            self._open.clear()
+            for fd, users in entries:
+                if not users:
+                    self._system.close(fd)
+
+    def _take(self, name: str) -> list[int]:
+        with self._lock:
+            entry = self._open.pop(name, None)
+            if entry is None:
+                entry = [self._system.open(os.path.join(self._location, name)), 0]
+                for other, (fd, users) in list(self._open.items()):
+                    if len(self._open) < _MOST:
+                        break
+                    if not users:
+                        del self._open[other]
+                        self._system.close(fd)
+            self._open[name] = entry
+            entry[1] += 1
+            return entry

@@ -1,0 +1,52 @@
+"""What the core asks about caches: whether a batch is read from one or loaded.
+
+    LOAD   rows are loaded in the loader's layout; a worker may take some of them from a cache of that layout
+    READ   all rows are read, in the cache's layout
+    WAIT   all rows are in the cache, or about to be: the writers have them. `Settled` is when to ask again
+    DROP   not all rows are in the cache, and there is no other way to have them
+
+A batch is of one layout, so that it is read only when all of it is there; and when some of it turns out to be damaged,
+all of it is loaded.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+from hydrax_gpu._plan import BatchPlan
+
+__all__ = ["Caching", "Form", "NoCaching"]
+
+
+class Form(enum.Enum):
+    """How a batch gets its rows; see the module's docstring."""
+
+    LOAD = "load"
+    READ = "read"
+    WAIT = "wait"
+    DROP = "drop"
+
+
+class Caching(Protocol):
+    """Knows what is in the caches."""
+
+    def form(self, plan: BatchPlan) -> Form:
+        """How this batch gets its rows. It may be asked again when it was `WAIT`."""
+        ...
+
+    def loads(self, plan: BatchPlan) -> bool:
+        """Whether this batch can be loaded when it cannot be read."""
+        ...
+
+
+class NoCaching:
+    """Nothing is in a cache."""
+
+    def form(self, plan: BatchPlan) -> Form:
+        """As `Caching.form`: LOAD."""
+        return Form.LOAD
+
+    def loads(self, plan: BatchPlan) -> bool:
+        """As `Caching.loads`: True."""
+        return True
