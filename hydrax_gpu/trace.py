@@ -151,11 +151,12 @@ class Trace:
             self._flushed = time.perf_counter_ns()
             if not events:
                 return
-            data = ",\n".join(map(_as_json, events)).encode()
-            if self._size + len(data) > self._limit:
-                self._end(f"the trace {str(self.path)!r} has reached its limit of {self._limit:,} bytes and ends there")
-                return
-            data = (b",\n" if self._size else b"[\n") + data + _END
+            data = b",\n" if self._size else b"[\n"
+            data += ",\n".join(map(_as_json, events)).encode()
+            full = self._size + len(data) > self._limit
+            if full:
+                data = data[: data.rfind(b",\n", 0, max(0, self._limit - self._size))]
+            data += _END
             begin = max(0, self._size - len(_END))
             try:
                 # one call, so that no moment is without the closing bracket but that of a disk that is full
@@ -166,6 +167,8 @@ class Trace:
                 self._end(f"the trace {str(self.path)!r} could not be written any further: {error}")
                 return
             self._size = begin + len(data)
+            if full:
+                self._end(f"the trace {str(self.path)!r} has reached its limit of {self._limit:,} bytes and ends there")
 
     def close(self) -> None:
         """Writes the rest and closes the file. Idempotent."""
