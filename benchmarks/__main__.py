@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from . import gpu, handover, items, kernels, large, plan, soak, startup, table
+from . import cache, gpu, handover, items, kernels, large, plan, soak, sources, startup, table
 from .harness import Experiment, Run, prepared_file, run_rounds
 from .subjects import installed_peers
 from .workloads import make_large_file
 
-NAMES = ("items", "bytes", "startup", "handover", "plan", "kernels", "jpeg")
+NAMES = ("items", "bytes", "startup", "handover", "plan", "kernels", "cache", "sources", "jpeg")
 SLOW = ("soak",)
 """Only measured when asked for: it takes minutes, and one round says it all."""
 
@@ -127,6 +127,10 @@ def chosen(options: argparse.Namespace, stack: ExitStack) -> Iterator[Experiment
         yield from plan.experiments()
     if "kernels" in options.only:
         yield from kernels.experiments()
+    if "cache" in options.only:
+        yield from cache.experiments()
+    if "sources" in options.only:
+        yield from sources.experiments(**times)
     if "jpeg" in options.only:
         # these need NumPy and Pillow, which nothing else here does
         from . import jpeg, photos

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from hydrax_gpu.decode.pictures import Oklab as Oklab
     from hydrax_gpu.decode.ragged import PadRagged as PadRagged
     from hydrax_gpu.errors import BatchTimeoutError as BatchTimeoutError
+    from hydrax_gpu.errors import CacheError as CacheError
+    from hydrax_gpu.errors import CacheMismatch as CacheMismatch
+    from hydrax_gpu.errors import CacheWriteError as CacheWriteError
     from hydrax_gpu.errors import DecodeError as DecodeError
     from hydrax_gpu.errors import ImageError as ImageError
     from hydrax_gpu.errors import LoaderError as LoaderError
     from hydrax_gpu.errors import NotEnoughMemory as NotEnoughMemory
     from hydrax_gpu.errors import PlacementError as PlacementError
+    from hydrax_gpu.errors import SourceChanged as SourceChanged
+    from hydrax_gpu.errors import SourceError as SourceError
     from hydrax_gpu.errors import StateMismatch as StateMismatch
     from hydrax_gpu.errors import TooManyBadItems as TooManyBadItems
+    from hydrax_gpu.errors import UnsafeCache as UnsafeCache
     from hydrax_gpu.errors import WorkerDied as WorkerDied
     from hydrax_gpu.errors import WorkerStartError as WorkerStartError
     from hydrax_gpu.group import DataGroup as DataGroup
@@ -39,6 +45,9 @@ __all__ = [
     "BadItems",
     "Batch",
     "BatchTimeoutError",
+    "CacheError",
+    "CacheMismatch",
+    "CacheWriteError",
     "DataGroup",
     "Dataloader",
     "Decode",
@@ -53,10 +62,13 @@ __all__ = [
     "PadRagged",
     "PlacementError",
     "Report",
+    "SourceChanged",
+    "SourceError",
     "StateMismatch",
     "TooManyBadItems",
     "TrainingBatch",
     "UnpackBits",
+    "UnsafeCache",
     "ValidationBatch",
     "WorkerDied",
     "WorkerStartError",
@@ -77,6 +89,10 @@ _HOME = {
     "ArraySpec": "_spec",
     "Batch": "batch",
     "BatchTimeoutError": "errors",
+    "CacheError": "errors",
+    "CacheMismatch": "errors",
+    "CacheWriteError": "errors",
+    "UnsafeCache": "errors",
     "DataGroup": "group",
     "Dataloader": "loader",
     "ImageError": "errors",
@@ -90,6 +106,8 @@ _HOME = {
     "LoaderError": "errors",
     "PlacementError": "errors",
     "Report": "report",
+    "SourceChanged": "errors",
+    "SourceError": "errors",
     "StateMismatch": "errors",
     "TrainingBatch": "batch",
     "ValidationBatch": "batch",

@@ -22,6 +22,8 @@ __all__ = [
     "LoaderError",
     "NotEnoughMemory",
     "PlacementError",
+    "SourceChanged",
+    "SourceError",
     "StateMismatch",
     "TooManyBadItems",
     "UnsafeCache",
@@ -126,6 +128,29 @@ class ImageError(_Portable, ValueError):
         self.source = source
         self.reason = reason
         super().__init__(f"{source}: {reason}")
+
+
+class SourceError(_Portable, ValueError):
+    """An item of a source could not be read: an item error, with which the error policy deals.
+
+    Raised outside of a worker, it says the same of a file that a source is made of.
+
+    Attributes:
+        source: path of the file, and what of it, such as `train-003.tar: n0153/17.jpg`.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"{source}: {reason}")
+
+
+class SourceChanged(SourceError):
+    """A file is not any more what it was when the source was made: nothing of it is read at places that may be wrong.
+
+    Make the source anew; an index that was kept beside the file is made anew with it.
+    """
 
 
 class LoaderError(_Portable, RuntimeError):

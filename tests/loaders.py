@@ -362,3 +362,34 @@ def fill_ragged(item: int, arrays: Any, seed: int | None) -> None:
     """`values` and `splits` of two sequences."""
     fill_with_noise(item, arrays, seed)
     arrays["splits"][...] = (0, item % 5, item % 5 + item % 4)
+
+
+class Forbidden:
+    """For items that must not be loaded, because they are in a cache."""
+
+    def __call__(self, item: Any, arrays: Any, seed: int | None) -> None:
+        raise AssertionError(f"item {item} was loaded")
+
+
+class CountsCalls:
+    """As `draw`, and appends a byte to a file for each call, whichever process it is in."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __call__(self, item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        os.write(fd, b".")
+        os.close(fd)
+        return draw(item, arrays, seed)
+
+    @property
+    def calls(self) -> int:
+        return os.path.getsize(self.path) if os.path.exists(self.path) else 0
+
+
+class CountsRows(CountsCalls):
+    """The same as a loader of several rows."""
+
+    def load_rows(self, items: Any, arrays: Any, seeds: Any) -> Any:
+        return [self(*each) for each in zip(items, arrays, seeds, strict=True)]

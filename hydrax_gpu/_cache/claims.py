@@ -7,8 +7,8 @@ sees the other; and then the writer whose name is the smaller waits until the ot
 lets go at once. So one of them writes, and nobody waits in a circle.
 
 A claim that is not whole is one that is being announced: its writer has yet to look, and will see ours. It is passed
-over. A claim is void when its process is known to be dead, or, for a process of another machine, when the claim has
-stood for `STALE` seconds: claims last as long as one call. Where a file system shows a file late to other machines
+over. A claim is void when its process is known to be dead, or when it has stood for `STALE` seconds: claims last as long
+as one call, and their writer, on another machine perhaps, is dead, stopped, or cannot write any more. Where a file system shows a file late to other machines
 (NFS does), two may write the same entry; both are good, and readers agree on one.
 """
 

@@ -52,7 +52,7 @@ class Entries:
         """Reads array number `position` of each entry into row `offsets[entry]` of memory."""
         array = self._arrays[position]
         nbytes = array.nbytes
-        if array.compression is None:
+        if array.compression is None or not nbytes:
             self._read(position, (offsets * nbytes).tolist(), memory, failed)
             return
         bad: set[int] = set()
@@ -63,7 +63,7 @@ class Entries:
 
         expand = decompressor(array.compression)
         for entry, data in enumerate(self.stored(position, noted)):
-            if entry in bad or not nbytes:
+            if entry in bad:
                 continue
             row = int(offsets[entry])
             try:

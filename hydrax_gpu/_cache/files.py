@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -22,7 +23,7 @@ class Files:
         self._system = system
         self._lock = threading.Lock()
         self._open: dict[str, list[int]] = {}  # name → [descriptor, users], the one used last at the end
-        self._process = os.getpid()
+        weakref.finalize(self, _close_all, self._open, system).atexit = False
 
     @contextmanager
     def opened(self, name: str) -> Generator[int, None, None]:
@@ -43,11 +44,7 @@ class Files:
     def close(self) -> None:
         """Closes all files, those in use as soon as they are not."""
         with self._lock:
-            entries = list(self._open.values())
-            self._open.clear()
-            for fd, users in entries:
-                if not users:
-                    self._system.close(fd)
+            _close_all(self._open, self._system)
 
     def _take(self, name: str) -> list[int]:
         with self._lock:
@@ -63,3 +60,10 @@ class Files:
             self._open[name] = entry
             entry[1] += 1
             return entry
+
+
+def _close_all(entries: dict[str, list[int]], system: System) -> None:
+    unused = [fd for fd, users in entries.values() if not users]
+    entries.clear()
+    for fd in unused:
+        system.close(fd)

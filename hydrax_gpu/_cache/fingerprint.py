@@ -68,7 +68,8 @@ def _canonical(value: Any, depth: int) -> bytes:
     if isinstance(value, os.PathLike):
         path = os.fspath(cast("os.PathLike[str]", value))
         return _all(b"p", [_canonical(path, below)])
-    name = f"{kind.__module__}.{kind.__qualname__}"
+    # without the module, which is another one when a script is imported
+    name = kind.__qualname__
     if isinstance(value, enum.Enum):
         return _all(b"m", [_text(name), _text(value.name)])
     if dataclasses.is_dataclass(value):

@@ -113,8 +113,10 @@ class RowFormat:
         word = self.SUMS + len(arrays)
         self.place: list[int | None] = []
         for array in arrays:
-            self.place.append(None if array.compression is None else word)
-            word += 0 if array.compression is None else 2
+            # nothing is nothing, compressed or not
+            fixed = array.compression is None or not array.nbytes
+            self.place.append(None if fixed else word)
+            word += 0 if fixed else 2
         self.width = word + 1
         self.nbytes = 8 * self.width
 

@@ -150,9 +150,8 @@ class Peer:
         taken = np.isin(keys, claim[0])
         if not taken.any():
             return none
-        running = alive(self.head.process, here)
-        if running is None:
-            if self._claim[0] != claim[1]:
-                self._claim = (claim[1], system.clock())
-            running = system.clock() - self._claim[1] < STALE
-        return taken if running else none
+        if alive(self.head.process, here) is False:
+            return none
+        if self._claim[0] != claim[1]:
+            self._claim = (claim[1], system.clock())
+        return taken if system.clock() - self._claim[1] < STALE else none

@@ -117,7 +117,9 @@ class Store:
         self._system = system or System()
         self._digest = checksums.digest()
         self._arrays = spec.descriptor.arrays
-        self._compressors = [array.compression and compressor(array.compression) for array in self._arrays]
+        self._compressors = [
+            compressor(array.compression) if array.compression and array.nbytes else None for array in self._arrays
+        ]
         self._format = RowFormat(self._arrays)
         self._may_write = writer and not spec.readonly
         open_directory(spec, self._system)
@@ -393,7 +395,7 @@ class Store:
         records: list[list[Any]] = []
         for position, array in enumerate(self._arrays):
             shrink = self._compressors[position]
-            buffers = list(_rows(memories[position], array.nbytes, picked, shrink or None))
+            buffers = list(_rows(memories[position], array.nbytes, picked, shrink))
             rows[:, RowFormat.SUMS + position] = self._sums(keys, position, buffers)
             records.append(buffers if shrink else _joined(memories[position], array.nbytes, picked))
         before = writer.written

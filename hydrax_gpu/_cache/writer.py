@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import socket
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ class Writer:
         self._arrays = descriptor.arrays
         self._system = system
         self._fds: dict[str, int] = {}
+        # one that is dropped without `close` leaves no descriptors behind
+        weakref.finalize(self, _close_all, self._fds, system).atexit = False
         self._sync = not process.place or not is_local(location)
         self._claims = 0
         self._slot = 0
@@ -57,7 +60,7 @@ class Writer:
             self.head_size = len(head)
             self._put(JOURNAL, [head], 0)
             self._put(CLAIM, [pack_claim(np.empty(0, np.int64), 0)], 0)
-        except OSError:
+        except BaseException:
             self.close()
             raise
 
@@ -113,9 +116,7 @@ class Writer:
         if self._claims and CLAIM in self._fds:
             with contextlib.suppress(OSError):
                 self.claim(np.empty(0, np.int64))
-        for fd in self._fds.values():
-            self._system.close(fd)
-        self._fds.clear()
+        _close_all(self._fds, self._system)
 
     def _put(self, suffix: str, buffers: Sequence[Any], offset: int) -> None:
         fd = self._fds.get(suffix)
@@ -125,6 +126,12 @@ class Writer:
         self.written += sum(len(buffer) for buffer in buffers)
         if self._sync and suffix in (JOURNAL, CLAIM):
             self._system.sync(fd)
+
+
+def _close_all(fds: dict[str, int], system: System) -> None:
+    for fd in fds.values():
+        system.close(fd)
+    fds.clear()
 
 
 def row_size(rows: Words) -> int:

@@ -44,7 +44,7 @@ class CachedRows:
         """Reads the rows of a task; what the items' additional data are, and which of them were not read."""
         assert task.keys is not None
         indices, pass_ = task.keys
-        unread, additional = self._opened().read(indices, pass_, self._rows(task, 0, len(indices)), expected=True)
+        unread, additional = self._opened().read(indices, pass_, self._rows(task, 0, len(indices)))
         return additional if any(additional) else None, tuple(unread)
 
     def fill(
@@ -66,7 +66,7 @@ class CachedRows:
         """
         assert task.keys is not None
         cache, count = self._opened(), len(task.items)
-        unread, additional = cache.read(*task.keys, self._rows(task, 0, count), expected=False)
+        unread, additional = cache.read(*task.keys, self._rows(task, 0, count))
         if len(unread) < count:
             # A row that was loaded can be decoded, or it was never cached. If it cannot, then something has changed
             # that nobody has told us of, and the loader function may know more about it.
@@ -97,6 +97,11 @@ class CachedRows:
     def take_counts(self) -> CacheCounts | None:
         """What was done since this was last called."""
         return None if self._cache is None else self._cache.take_counts()
+
+    def close(self) -> None:
+        """Closes the cache's files. Idempotent."""
+        if self._cache is not None:
+            self._cache.close()
 
     def _write(
         self, cache: RowStore, task: Task, begin: int, end: int, additional: list[dict[str, Any] | None]

@@ -136,6 +136,11 @@ class ChunkRunner:
         self._arena.tell_done(self._worker, self._tasks, self._loud)
         return done
 
+    def close(self) -> None:
+        """Closes what tasks have opened. A process that ends need not call it. Idempotent."""
+        for cache in self._caches.values():
+            cache.close()
+
     def _load(self, task: Task, views: Sequence[_ItemArrays]) -> tuple[_Additional, list[Failure]]:
         if self._load_rows is None:
             return self._one_by_one(task, views)

@@ -75,3 +75,4 @@ class InlineExecutor:
 
     def close(self) -> None:
         self._tasks.clear()
+        self._runner.close()

@@ -74,7 +74,7 @@ class RowStore:
         return there
 
     def read(
-        self, indices: Sequence[int], pass_: int, rows: Mapping[str, npt.NDArray[Any]], *, expected: bool
+        self, indices: Sequence[int], pass_: int, rows: Mapping[str, npt.NDArray[Any]]
     ) -> tuple[list[int], list[dict[str, Any] | None]]:
         """Reads items' rows.
 
@@ -82,7 +82,6 @@ class RowStore:
             indices: of `n` items.
             pass_: over the group.
             rows: for each array its `n` rows, C-contiguous.
-            expected: whether they should be there, so that one that is not is worth a second look.
 
         Returns:
             Offsets of the items that were not read, ascending; and the additional data of all, None for those.
@@ -94,13 +93,14 @@ class RowStore:
             self._count(misses=count)
             return list(range(count)), additional
         keys = self.keys(indices, pass_)
-        there = self.contains(keys)
-        if expected and not there.all():
+        there = store.contains(keys)
+        if not there.all():  # others may have added them; to look costs less than to load
             there = self._refresh(store, keys)
-        unread: list[int] = np.flatnonzero(~there).tolist()
-        self._count(misses=len(unread))
+        whole = bool(there.all())
+        unread: list[int] = [] if whole else np.flatnonzero(~there).tolist()
         bad: list[int] = []
-        for begin, end in _runs(there):
+        hits = nbytes = 0
+        for begin, end in [(0, count)] if whole else _runs(there):
             part = Keys(keys.items[begin:end], keys.passes[begin:end])
             try:
                 result = store.read(part, {name: view[begin:end] for name, view in rows.items()})
@@ -110,8 +110,9 @@ class RowStore:
                 continue
             bad.extend(begin + offset for offset, _ in result.bad)
             additional[begin:end] = result.additional
-            self._count(hits=end - begin - len(result.bad), bytes_read=result.nbytes)
-        self._count(bad=len(bad))
+            hits += end - begin - len(result.bad)
+            nbytes += result.nbytes
+        self._count(hits=hits, misses=len(unread), bad=len(bad), bytes_read=nbytes)
         return sorted([*unread, *bad]), additional
 
     def write(

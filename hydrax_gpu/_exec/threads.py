@@ -113,6 +113,7 @@ class ThreadExecutor:
         self._inbox.post(WorkerReady(worker, os.getpid(), time.perf_counter_ns() - begin, False))
         while (task := self._queues[worker].get()) is not None:
             self._inbox.post(Result(worker, task.chunk, *run(task)))
+        runner.close()
 
 
 def stack_of(thread: threading.Thread) -> str:

@@ -40,6 +40,7 @@ class Purpose(IntEnum):
     BATCH_ORDER = 4
     SUBSTITUTE = 5
     DRAW = 6
+    PACKING = 16
 
 
 def philox4x32(counter: tuple[U64 | int, U64 | int, U64 | int, U64 | int], key: int) -> U64:

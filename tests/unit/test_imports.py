@@ -18,8 +18,9 @@ PUBLIC = {
     *("ArraySpec", "Batch", "DataGroup", "Dataloader", "Report", "TrainingBatch", "ValidationBatch"),
     *("BadItem", "BadItems", "ErrorPolicy", "debug_batch_references", "is_worker"),
     *("BatchTimeoutError", "LoaderError", "NotEnoughMemory", "PlacementError", "StateMismatch", "TooManyBadItems"),
-    "ImageError",
+    *("ImageError", "SourceChanged", "SourceError"),
     *("WorkerDied", "WorkerStartError", "DecodeError"),
+    *("CacheError", "CacheMismatch", "CacheWriteError", "UnsafeCache"),
     *("Decode", "Dequantize", "Normalize", "Oklab", "PadRagged", "UnpackBits"),
 }
 

@@ -1,0 +1,230 @@
+"""The cache: reading latents beside a plain read of the same bytes, and what filling it costs a loop that encodes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from .harness import Experiment, Goal, Metric, target_case
+
+BATCH, BATCHES = 64, 64
+LATENT = (64, 64, 4)
+ARRAYS = {"latent": (LATENT, "float32", "float32")}
+PICTURES = {"image": ((8,), "float32", "float32")}
+BATCH_BYTES = BATCH * int(np.prod(LATENT)) * 4
+PASSES = 5
+FILLS = 3
+LAYERS = 24
+"""Of the encoder: together some tenth of a second a batch on two cores, which is little for an encoder."""
+
+WAYS: tuple[tuple[str, str, int], ...] = (("1 thread", "thread", 1), ("2 threads", "thread", 2),
+                                          ("2 processes", "process", 2))  # fmt: skip
+
+
+def experiments() -> list[Experiment]:
+    """Reading, with the files in the page cache and not, and filling."""
+    reading = (
+        Metric("ratio", "of the limit's bytes a second", Goal(at_least=0.8)),
+        Metric("gbps", "GB/s"),
+        Metric("limit_gbps", "GB/s: limit, readinto of one buffer"),
+        Metric("cpu_ms", "ms of CPU a batch"),
+        Metric("limit_cpu_ms", "ms of CPU a batch: limit"),
+    )
+    cold = tuple(Metric(m.key, m.label) for m in reading)
+    filling = (
+        Metric("cost", "of the loop's time without a cache, more", Goal(at_most=0.03)),
+        Metric("plain_ms", "ms a batch without a cache"),
+        Metric("filling_ms", "ms a batch with one"),
+        Metric("cpu_ms", "ms of CPU a batch, more"),
+    )
+    shape = f"{BATCHES} batches of {BATCH} × {LATENT} float32"
+    cases = {
+        state: tuple(
+            target_case(
+                label, "benchmarks.cache:read", judged=state == "page-cached" and label == "2 threads",
+                executor=executor, workers=workers, cold=state == "cold",
+            )
+            for label, executor, workers in WAYS
+        )
+        for state in ("page-cached", "cold")
+    }  # fmt: skip
+    return [
+        Experiment("cache-read", f"cache: {shape}, page-cached, checksums on", cases["page-cached"], reading),
+        Experiment("cache-cold", f"cache: {shape}, dropped from the page cache", cases["cold"], cold),
+        Experiment(
+            "cache-fill",
+            f"cache: {shape} encoded, with and without filling a cache",
+            (target_case("hydrax_gpu", "benchmarks.cache:fill", judged=True),),
+            filling,
+        ),
+    ]
+
+
+def load(item: int, arrays: Any, seed: int | None) -> None:
+    """Next to nothing: the encoder is what takes time."""
+    arrays["image"][...] = item
+
+
+def read(executor: str, workers: int, cold: bool) -> dict[str, Any]:
+    """Passes over a cache by the loader and by readinto, in turns, in one process."""
+    from hydrax_gpu import DataGroup, Dataloader
+
+    with _folder() as folder:
+        _make(folder)
+        plain = folder / "plain"
+        with plain.open("wb") as file:
+            for data in sorted(folder.glob("*.0.bin")):
+                file.write(data.read_bytes())
+            os.fsync(file.fileno())
+        group = DataGroup(BATCH, range(BATCH * BATCHES), cache_arrays=ARRAYS, cache_location=folder)
+        ours: list[tuple[float, float]] = []
+        limits: list[tuple[float, float]] = []
+        options: dict[str, Any] = {"executor": executor, "loader_count": workers, "delivery": "alias"}
+        with Dataloader(load, group, **options) as loader:
+            for number in range(PASSES + 1):
+                if cold:
+                    _drop(folder)
+                passed = _timed(partial(_take, loader, BATCHES, check=number == 0), _children(loader))
+                if cold:
+                    _drop(folder)
+                limit = _timed(partial(_readinto, plain), [])
+                if number:  # the first is not measured: processes and caches are warm after it
+                    ours.append(passed)
+                    limits.append(limit)
+    ratios = [limit[0] / mine[0] for mine, limit in zip(ours, limits, strict=True)]
+    gigabytes = BATCH_BYTES * BATCHES / 1e9
+    return {
+        "ratio": median(ratios),
+        "gbps": gigabytes / median(each[0] for each in ours),
+        "limit_gbps": gigabytes / median(each[0] for each in limits),
+        "cpu_ms": 1e3 / BATCHES * median(each[1] for each in ours),
+        "limit_cpu_ms": 1e3 / BATCHES * median(each[1] for each in limits),
+    }
+
+
+def fill() -> dict[str, Any]:
+    """The same loop with and without a cache to fill, in turns; each time another, empty one."""
+    encoder = _encoder()
+    plain: list[tuple[float, float]] = []
+    filling: list[tuple[float, float]] = []
+    for number in range(FILLS + 1):
+        with _folder() as folder:
+            for location, times in ((None, plain), (folder / "cache", filling)):
+                passed = _timed(partial(_encode_all, encoder, location), [])
+                if number:
+                    times.append(passed)
+    costs = [mine[0] / base[0] - 1 for mine, base in zip(filling, plain, strict=True)]
+    return {
+        "cost": median(costs),
+        "plain_ms": 1e3 / BATCHES * median(each[0] for each in plain),
+        "filling_ms": 1e3 / BATCHES * median(each[0] for each in filling),
+        "cpu_ms": 1e3 / BATCHES * (median(each[1] for each in filling) - median(each[1] for each in plain)),
+    }
+
+
+def _encoder() -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    weights = jax.random.normal(jax.random.key(0), (64, 64)) / 8
+
+    @jax.jit
+    def encode(images: Any) -> Any:
+        start = jnp.broadcast_to(images[:, :1, None], (BATCH, 256, 64)).reshape(-1, 64)
+        x = jax.lax.fori_loop(0, LAYERS, lambda _, x: jnp.tanh(x @ weights), start)
+        return x.reshape(BATCH, *LATENT)
+
+    return encode
+
+
+def _encode_all(encoder: Any, location: Path | None) -> None:
+    from hydrax_gpu import DataGroup, Dataloader
+
+    items = range(BATCH * BATCHES)
+    group = DataGroup(BATCH, items, loader_arrays=PICTURES, cache_arrays=ARRAYS, cache_location=location)
+    with Dataloader(load, group, executor="thread", end_at=("epoch", 1)) as loader:
+        for batch in loader:
+            latents = encoder(batch.arrays["image"])
+            batch.cache({"latent": latents})
+            latents.block_until_ready()  # as the training step that follows does
+            del batch, latents
+    if location is not None and loader.report().caches[0].written != len(items):
+        raise AssertionError(f"not everything was written:\n{loader.report()}")
+
+
+def _make(folder: Path) -> None:
+    from hydrax_gpu import DataGroup
+    from hydrax_gpu._cache import Keys, Store
+    from hydrax_gpu._groupcache import store_spec
+    from hydrax_gpu.group import cache_of, plan_of
+
+    items = range(BATCH * BATCHES)
+    group = DataGroup(BATCH, items, loader_arrays=PICTURES, cache_arrays=ARRAYS, cache_location=folder)
+    declared = cache_of(group)
+    assert declared is not None
+    store = Store.open(store_spec(declared, plan_of(group), items, validation=False))
+    for batch in range(BATCHES):
+        rows = np.arange(batch * BATCH, (batch + 1) * BATCH)
+        latents = np.random.default_rng(batch).random((BATCH, *LATENT), np.float32)
+        latents[:, 0, 0, 0] = rows
+        store.write(Keys(rows, np.zeros(BATCH, np.int64)), {"latent": latents})
+    store.close()
+
+
+def _take(loader: Any, batches: int, *, check: bool) -> None:
+    for _ in range(batches):
+        batch = next(loader)
+        if check and (np.asarray(batch.arrays["latent"])[:, 0, 0, 0] != batch.indices).any():
+            raise AssertionError("a batch does not hold its items")
+        del batch
+
+
+def _readinto(path: Path) -> None:
+    buffer = bytearray(BATCH_BYTES)
+    with path.open("rb", buffering=0) as file:
+        while file.readinto(buffer):
+            pass
+
+
+def _drop(folder: Path) -> None:
+    for path in folder.iterdir():
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+
+
+def _timed(call: Any, processes: list[int]) -> tuple[float, float]:
+    """Seconds that a call takes, and of CPU, that of other processes included."""
+    clock, cpu = time.perf_counter(), time.process_time() + _cpu_of(processes)
+    call()
+    return time.perf_counter() - clock, time.process_time() + _cpu_of(processes) - cpu
+
+
+def _cpu_of(processes: list[int]) -> float:
+    total = 0.0
+    for pid in processes:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return total
+
+
+def _children(loader: Any) -> list[int]:
+    return [worker.pid for worker in loader.report().workers if worker.pid != os.getpid()]
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="hydrax_gpu-benchmark-") as name:
+        yield Path(name)
