@@ -31,6 +31,8 @@ _SNAPSHOT_NS = 1_000_000_000
 _SNAPSHOTS = 10
 
 _QUICK_NS = 500_000
+_SOON = 32
+"""After so many batches it is first asked whether they are that quick."""
 _EVERY = 7
 """A prime, so that what comes at every other or fourth batch is seen as often as it comes."""
 
@@ -366,12 +368,14 @@ class StageClock:
             self._looked = now
             self._base = totals.snapshot(now)
             self._recent.append(self._base)
-        elif now - self._recent[-1].at > _SNAPSHOT_NS:
-            last = self._recent[-1]
+            return
+        last = self._recent[-1]
+        late = now - last.at > _SNAPSHOT_NS
+        if late:
             self._recent.append(totals.snapshot(now))
-            if self.trace is None:
-                period = (now - last.at) / max(1, totals.batches - last.batches)
-                self._every = _EVERY if period < _QUICK_NS else 1
+        if (late or totals.batches == _SOON) and self.trace is None:
+            period = (now - last.at) / max(1, totals.batches - last.batches)
+            self._every = _EVERY if period < _QUICK_NS else 1
 
     def _blame(self, way: _Way, begin: int, waited: int) -> dict[Cause, int]:
         """What a wait was for that began at `begin`."""

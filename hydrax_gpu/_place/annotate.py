@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from hydrax_gpu._place import jaxio
-from hydrax_gpu._ranges import named
+from hydrax_gpu._ranges import named, ranged, ranges
 
 __all__ = ["annotated"]
 
@@ -24,8 +24,7 @@ def _annotation() -> tuple[Any, Callable[[], bool]]:
 def annotated(name: str, function: Callable[[], R]) -> R:
     """Calls a function; in a profile that `jax.profiler` or an NVTX tool takes, under that name."""
     annotation, enabled = _annotation()
-    with named(name):
-        if not enabled():
-            return function()
-        with annotation(name):
-            return function()
+    if not enabled():
+        return function() if ranges() is None else ranged(name, function)()
+    with named(name), annotation(name):
+        return function()
