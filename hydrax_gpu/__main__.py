@@ -39,6 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     preview.add_argument("-o", "--output", metavar="FILE", help="write a contact sheet there, such as sheet.png")
     preview.add_argument("--rows", type=int, default=64, metavar="N", help="rows on the sheet (default: up to 64)")
     preview.add_argument("--json", action="store_true", help="for programs")
+    report = commands.add_parser(
+        "report",
+        help="read a trace: which stage is slow, and a picture of the timeline",
+        description="Reads a file that Dataloader(trace=...) has written. The status is 1 when it cannot.",
+    )
+    report.add_argument("trace", help="the file, such as run.json")
+    report.add_argument("-o", "--output", metavar="FILE", help="write a picture there, such as run.png")
+    report.add_argument("--begin", type=float, default=0.0, metavar="S", help="second that the picture begins with")
+    report.add_argument("--length", type=float, metavar="S", help="seconds that it shows (default: the rest)")
     options = parser.parse_args(arguments)
     if options.command == "cache":
         return run(options)
@@ -54,6 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows=max(1, options.rows),
             as_json=options.json,
         )
+        (sys.stderr if status else sys.stdout).write(text + "\n")
+        return status
+    if options.command == "report":
+        from hydrax_gpu._timeline import report as tell
+
+        status, text = tell(options.trace, output=options.output, begin=options.begin, length=options.length)
         (sys.stderr if status else sys.stdout).write(text + "\n")
         return status
     from hydrax_gpu._doctor import examine

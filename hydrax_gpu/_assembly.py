@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
@@ -21,10 +22,12 @@ from hydrax_gpu._mem.encoded import Encoded, with_encoded
 from hydrax_gpu._plan import Plan
 from hydrax_gpu._progress import Progress
 from hydrax_gpu._spec import Layout, LayoutTuple
+from hydrax_gpu._stages import Stages
 from hydrax_gpu.batch import columns
 from hydrax_gpu.group import DataGroup, cache_of, layout_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy
 from hydrax_gpu.report import WorkerInfo
+from hydrax_gpu.trace import Trace
 
 if TYPE_CHECKING:
     import jax
@@ -33,6 +36,7 @@ __all__ = [
     "ExecutorName",
     "Sharding",
     "UserPlacement",
+    "begin_trace",
     "check_functions",
     "decoded_by",
     "engine_report",
@@ -153,6 +157,19 @@ def new_placer(
     return _place.Placer(arena, layouts, delivery, _user_placement(function, groups, cached))
 
 
+def begin_trace(trace: Trace | None, runner: Runner, executor: str, depth: int) -> None:
+    """Has the runner write down what it does, if there is a trace.
+
+    Raises:
+        OSError: that cannot be written.
+        RuntimeError: it is another loader's.
+    """
+    if trace is not None:
+        workers, cores = runner.executor.count, len(os.sched_getaffinity(0))
+        trace.open({"executor": executor, "workers": workers, "depth": depth, "cores": cores})
+        runner.stages.trace = trace
+
+
 def fault_rules(
     policy: ErrorPolicy,
     plan: Plan,
@@ -230,8 +247,8 @@ def decoded_by(kernels: Choice | None, placer: _PlacerOf) -> str:
     return f"{placer.device_name}" if all(on_device) else f"{placer.device_name}, {kernels}"
 
 
-def engine_report(stream: Stream | None, runner: Runner | None) -> dict[str, Any]:
-    """What a `Report` says of the engine and its workers."""
+def engine_report(stream: Stream | None, runner: Runner | None, left_ns: int | None) -> dict[str, Any]:
+    """What a `Report` says of the engine and its workers, until the loader was left if it was."""
     workers = tuple(runner.workers.values()) if runner is not None else ()
     return {
         "wait_seconds": stream.wait_ns / 1e9 if stream is not None else 0.0,
@@ -240,6 +257,7 @@ def engine_report(stream: Stream | None, runner: Runner | None) -> dict[str, Any
         "workers": tuple(WorkerInfo(w.pid, w.start_ns / 1e9, w.imported_jax) for w in workers),
         "fallbacks": dict(runner.counters.fallbacks) if runner is not None else {},
         "worker_deaths": tuple(runner.deaths) if runner is not None else (),
+        "stages": runner.stages.stages(left_ns) if runner is not None else Stages(),
     }
 
 
@@ -273,6 +291,8 @@ def notes_of(plan: Plan, runner: Runner | None, placer: _PlacerOf, *, replaces: 
         )
     if placer is not None:
         notes.extend(placer.notes)
+    if runner is not None and runner.stages.note is not None:
+        notes.append(runner.stages.note)
     notes += [f"a training group supplies exactly {ratio} of the batches" for ratio in plan.ratios or ()]
     return tuple(notes)
 

@@ -15,6 +15,7 @@ from hydrax_gpu._assembly import (
     ExecutorName,
     Sharding,
     UserPlacement,
+    begin_trace,
     check_functions,
     decoded_by,
     engine_report,
@@ -36,6 +37,7 @@ from hydrax_gpu._engine import (
     InterruptGuard,
     NoCaching,
     Runner,
+    StageClock,
     Stream,
     close_at_exit,
     positions_after,
@@ -51,6 +53,7 @@ from hydrax_gpu.batch import Batch, CacheSink, make_batch, plan_of_batch
 from hydrax_gpu.group import DataGroup, cache_of, data_of, groups_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
 from hydrax_gpu.report import Report
+from hydrax_gpu.trace import Trace, TraceFile
 
 if TYPE_CHECKING:
     from hydrax_gpu._engine.caches import Caches
@@ -117,6 +120,7 @@ class Dataloader(Generic[D]):
             no worker and no prefetch: for debugging, and for loader functions below some 2 µs an item).
         on_error: what to do about items that cannot be loaded, and about workers that die: an `ErrorPolicy`, or the
             mode of one. By default a batch with a bad item is left out, which is logged and reported.
+        trace: file for a timeline of the run, or a `hydrax_gpu.trace.Trace`; the file is overwritten.
         sigterm: whether SIGTERM ends the iteration, as the first Ctrl-C does; schedulers send it before they take a
             machine away. A function is called then with the `state()` to go on at, in the thread that iterates and
             before the iteration ends. With a `sharding` over several processes, SIGTERM to any of them ends all before
@@ -159,6 +163,7 @@ class Dataloader(Generic[D]):
         on_error: ErrorPolicy | Mode = "drop",
         sigterm: bool | Callable[[State], object] = False,
         sharding: Sharding | Mapping[str, Sharding] | None = None,
+        trace: TraceFile | None = None,
     ) -> None:
         if is_worker():
             raise RuntimeError(
@@ -184,6 +189,7 @@ class Dataloader(Generic[D]):
         if not isinstance(sigterm, bool) and not callable(sigterm):
             raise TypeError(f"sigterm: got {sigterm!r}, wanted True, False, or a function that saves a state")
         self._sigterm = sigterm
+        self._trace = Trace.of(trace)
 
         self._training = groups_of("training", training)
         self._validation: tuple[DataGroup[D], ...] = ()
@@ -241,6 +247,7 @@ class Dataloader(Generic[D]):
 
         Raises:
             RuntimeError: it was entered before.
+            OSError: the trace's file cannot be written.
             TypeError: the loader function cannot be sent to worker processes.
             NotEnoughMemory: `depth` batches need more memory than there is, on the host or on the device.
             CacheMismatch: a group's cache is of something else: other data, arrays, seeds or `cache_version`.
@@ -256,6 +263,7 @@ class Dataloader(Generic[D]):
         log_remainders("validation", self._validation)
         stream = self._stream = self._build()
         try:
+            begin_trace(self._trace, stream.runner, self._executor_name, self._depth)
             stream.start()
             self._guard = InterruptGuard(stream, sigterm=bool(self._sigterm) and not self._several)
             self._guard.install()
@@ -298,7 +306,7 @@ class Dataloader(Generic[D]):
         if self._several and self._sigterm and _preemption.reached(self._plan.step_of_position(self._position)[0]):
             stream.terminated = True
             stream.interrupt()
-        while isinstance(delivery := stream.next(), Dropped):
+        while isinstance(delivery := _place.annotated("hydrax_gpu.next", stream.next), Dropped):
             plan = delivery.plan
             self._position = positions_after(self._position, self._ahead, plan.position)
             self._progress.dropped(plan)
@@ -326,6 +334,8 @@ class Dataloader(Generic[D]):
         raise RuntimeError(f"the Dataloader is not running: {state}. Use `with loader:` around the loop.")
 
     def _build(self) -> Stream:
+        workers = 1 if self._executor_name == "inline" else self._count
+        stages = StageClock(workers)
         groups = (*self._training, *self._validation)
         layouts, cached = all_layouts(groups)
         shards = self._shards
@@ -355,7 +365,6 @@ class Dataloader(Generic[D]):
             kernels=self._kernels.path if self._kernels is not None else None,
             caches={} if caches is None else caches.worker_specs(),
         )
-        workers = 1 if self._executor_name == "inline" else self._count
         arena = self._arena = Arena.create(
             self._depth,
             max(layout.nbytes for layout in layouts),
@@ -368,7 +377,7 @@ class Dataloader(Generic[D]):
         self_training, self_validation = self._training, self._validation
         core = Core(
             CoreConfig(
-                plan=self._plan.at if shards is None else shards.plan(self._plan.at, len(self._training)),
+                plan=stages.timed(self._plan.at if shards is None else shards.plan(self._plan.at, len(self._training))),
                 begin=self._position,
                 end=self._plan.end_position,
                 skip=frozenset(self._ahead),
@@ -401,6 +410,7 @@ class Dataloader(Generic[D]):
             data=[data_of(group) for group in groups],
             training_groups=len(self._training),
             make_batch=build_batch,
+            stages=stages,
             caches=caches,
         )
         return Stream(self._runner, threaded=self._executor_name != "inline", timeout=self._timeout, depth=self._depth)
@@ -482,18 +492,6 @@ class Dataloader(Generic[D]):
             kernels=decoded_by(self._kernels, self._placer),
             caches=cache_infos(self._caches),
             **self._progress.to_report(self._entered_ns),
-            **engine_report(self._stream, self._runner),
+            **engine_report(self._stream, self._runner, self._left_ns or None),
             **memory_report(self._arena, self._placer),
         )
-
-
-def begin_at(loader: Dataloader[Any], start_at: tuple[int, int] | Mapping[str, Any]) -> None:
-    """Has a loader begin elsewhere than it was constructed to.
-
-    Raises:
-        TypeError, ValueError, StateMismatch: as by the constructor.
-        RuntimeError: the loader has begun.
-    """
-    if loader._entered_ns:  # pyright: ignore[reportPrivateUsage]
-        raise RuntimeError("the loader was entered before: it has begun")
-    loader._begin(start_at)  # pyright: ignore[reportPrivateUsage]

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hydrax_gpu._engine import WorkerDeath
+from hydrax_gpu._stages import Slots, Stage, Stages
+from hydrax_gpu._verdict import verdict
 from hydrax_gpu.policy import BadItems
 
-__all__ = ["CacheInfo", "Report", "WorkerDeath", "WorkerInfo"]
+__all__ = ["CacheInfo", "Report", "Slots", "Stage", "Stages", "WorkerDeath", "WorkerInfo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ class Report:
 
     pictures: str = ""
     """What decodes the pictures of files that workers leave to it; empty when they leave none."""
+    stages: Stages = field(default_factory=Stages)
+    """What the time since the first batch went into."""
     caches: tuple[CacheInfo, ...] = ()
     """What was done with the groups' caches."""
 
@@ -166,28 +170,16 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One sentence: what limits the loop, and what to do about it."""
+        """One sentence: what limits the loop, and what to do about it.
+
+        It is about the last ten seconds or so, and says when the whole run was limited by something else. It begins
+        with `consumer-bound`, or with the stage that `next()` waited for the longest: `plan-bound`, `queue-bound`,
+        `read-bound`, `loader-bound`, `decode-bound`, `placement-bound`, `copy-bound`, `fence-bound`, `hand-over-bound`,
+        or `retained batches`.
+        """
         if self.batches < 2:
             return "too few batches to tell"
-        seconds = self.seconds - (self.first_batch_seconds or 0.0)
-        count = max(1, len(self.workers))
-        busy = min(1.0, self.busy_seconds / (seconds * count)) if seconds > 0 else 0.0
-        if self.wait_share < 0.05:
-            return (
-                f"consumer-bound: the loop waited for data {self.wait_share:.1%} of the time; "
-                f"the workers were in the loader function {busy:.0%} of it"
-            )
-        if self.executor == "inline":
-            return f"loader-bound: loading took {self.wait_share:.0%} of the time; executor='process' would overlap it"
-        if busy > 0.6:
-            return (
-                f"loader-bound: the workers were in the loader function {busy:.0%} of the time and the loop waited "
-                f"{self.wait_share:.0%} of it; more workers (now {count}) or a cheaper loader function would help"
-            )
-        return (
-            f"hand-over-bound: the loop waited {self.wait_share:.0%} of the time although the workers were busy only "
-            f"{busy:.0%} of it; a larger depth (now {self.depth}) or larger batches would help"
-        )
+        return verdict(self.stages, executor=self.executor, depth=self.depth)
 
     def __str__(self) -> str:
         lines = [
@@ -202,6 +194,7 @@ class Report:
             f"slots         {self.depth} in {self.memory_bytes / 2**20:.1f} MiB"
             f"{' on huge pages' if self.huge_pages else ''}, delivery: {', '.join(self.delivery) or 'none yet'}",
             f"verdict       {self.verdict}",
+            *(f"  {line}" for line in str(self.stages).splitlines() if self.stages.stages),
         ]
         if self.kernels:
             lines.append(f"decoding      by {self.kernels}")

@@ -92,7 +92,7 @@ class Core:
         self._cutter = Cutter(
             config.workers, config.depth, whole_batches=config.whole_batches, together=config.together
         )
-        self._unread = 0  # batches in the outbox
+        self.unread = 0  # batches in the outbox
         self._complete: list[Load] = []  # those whose last chunk is done, and nothing was done about that yet
         self.copying = 0
         """Number of slots of which it is not known that their copy to the device is done."""
@@ -104,7 +104,7 @@ class Core:
     @property
     def waits_for_consumer(self) -> bool:
         """Whether a finished batch is held back because the outbox is full."""
-        return self._unread >= self._config.depth and any(load.pending == 0 for load in self._order)
+        return self.unread >= self._config.depth and any(load.pending == 0 for load in self._order)
 
     @property
     def lends(self) -> bool:
@@ -153,7 +153,7 @@ class Core:
             case Released(slot, generation):
                 self._on_released(slot, generation, effects)
             case Taken(batches):
-                self._unread -= batches
+                self.unread -= batches
             case Placed():
                 self._on_placed(message)
             case Copied(slot, generation):
@@ -393,7 +393,7 @@ class Core:
     # Placing.
 
     def _place(self, effects: list[Effect]) -> None:
-        while self._unread < self._config.depth and (load := self._next_complete()) is not None:
+        while self.unread < self._config.depth and (load := self._next_complete()) is not None:
             error = self._faults.settle(load)
             if error is not None:
                 self._fail(error, effects)
@@ -405,7 +405,7 @@ class Core:
                 continue
             # LENT from here on: its arrays may be released before the driver gets round to saying Placed.
             self.slots.lend(load.slot)
-            self._unread += 1
+            self.unread += 1
             effects.append(Place(load))
         if not self._order and self._exhausted():
             error = self._faults.finish()

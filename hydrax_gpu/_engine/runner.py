@@ -14,9 +14,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hydrax_gpu._engine.core import Core
+from hydrax_gpu._engine.entries import END, Delivery, Dropped, Entry, Failed, Lent, WorkerDeath
 from hydrax_gpu._engine.inbox import EpollInbox
 from hydrax_gpu._engine.messages import (
     Copied,
@@ -42,18 +43,19 @@ from hydrax_gpu._engine.messages import (
     Unsent,
     name_items,
 )
+from hydrax_gpu._engine.stages import StageClock
 from hydrax_gpu._engine.unsendable import unsendable
 from hydrax_gpu._exec.chunk import describe
-from hydrax_gpu._exec.protocol import Executor, Result, Task, WorkerReady
+from hydrax_gpu._exec.protocol import Executor, Result, Task, Unreadable, WorkerReady
 from hydrax_gpu._place import Placement
 from hydrax_gpu._plan import BatchPlan
+from hydrax_gpu._ranges import named, ranges
 from hydrax_gpu.errors import NotEnoughMemory, PlacementError, WorkerDied, WorkerStartError
-from hydrax_gpu.policy import BadItem
 
 if TYPE_CHECKING:
     from hydrax_gpu._engine.caches import Caches
 
-__all__ = ["END", "Delivery", "Dropped", "Entry", "Failed", "Lent", "Placer", "Runner", "WorkerDeath"]
+__all__ = ["Placer", "Runner"]
 
 _log = logging.getLogger("hydrax_gpu")
 
@@ -61,82 +63,6 @@ _RETIRE_SECONDS = 1.0
 
 _COPY_LOOK = 0.001
 """Seconds between two looks at whether the device has copied a slot, when there is no other slot to fill."""
-
-
-class Lent(NamedTuple):
-    """Weak references to a batch, and to those of its arrays that share a slot's memory."""
-
-    slot: int
-    batch: weakref.ref[Any]
-    arrays: dict[str, weakref.ref[Any]]
-
-    def alive(self) -> list[tuple[int, str, Any]]:
-        """`(slot, what, object)`: the batch, if it exists, or those of its arrays that do without it."""
-        batch = self.batch()
-        arrays = [(name, array) for name, reference in self.arrays.items() if (array := reference()) is not None]
-        # A batch that was given others by `Batch.cache` does not hold these any more.
-        if batch is not None and arrays:
-            return [(self.slot, repr(batch), batch)]
-        return [(self.slot, f"array {name!r} of a batch that is gone", array) for name, array in arrays]
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """A batch in the outbox.
-
-    Attributes:
-        position: its position in the stream.
-        batch: the batch.
-        bad: the items that were replaced in it.
-        lent: references to it if it shares a slot's memory.
-    """
-
-    position: int
-    batch: Any
-    bad: Sequence[BadItem] = ()
-    lent: Lent | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """Stands in the outbox in the place of a batch that was left out.
-
-    `bad` are the items that failed now; it is empty when all that are bad in it were known to be.
-    """
-
-    plan: BatchPlan
-    bad: Sequence[BadItem]
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The last entry of an outbox whose loader has failed."""
-
-    error: Exception
-
-
-class _End:
-    """The last entry of an outbox whose stream has ended, and what wakes a waiting consumer."""
-
-
-END = _End()
-Entry: TypeAlias = Delivery | Dropped | Failed | _End
-
-
-class WorkerDeath(NamedTuple):
-    """A worker that ended by itself, and in whose place another was started.
-
-    Attributes:
-        pid: its process id.
-        exitcode: its exit status; negative for the signal that ended it, None when unknown.
-        items: indices of the items that it had been given and not finished; they were given to others.
-        suspect: index of the item that it was at; None if it was at none, or at several that are loaded in one call.
-    """
-
-    pid: int
-    exitcode: int | None
-    items: tuple[int, ...]
-    suspect: int | None
 
 
 class Placer(Protocol):
@@ -217,6 +143,7 @@ class Runner:
         make_batch: builds the public `Batch` of a plan, its arrays, its items' additional data, and whether it was read
             from a cache.
         caches: the groups' caches, if any has one.
+        stages: is told what takes how long.
     """
 
     def __init__(
@@ -230,6 +157,7 @@ class Runner:
         training_groups: int,
         make_batch: Callable[[BatchPlan, Mapping[str, Any], Sequence[Mapping[str, Any] | None] | None, bool], Any],
         caches: Caches | None = None,
+        stages: StageClock | None = None,
     ) -> None:
         self.core = core
         self.executor = executor
@@ -237,6 +165,7 @@ class Runner:
         self.outbox: queue.SimpleQueue[Entry] = queue.SimpleQueue()
         self.lock = threading.Lock()
         self.counters = Counters()
+        self.stages = stages if stages is not None else StageClock(executor.count)
         self.workers: dict[int, WorkerReady] = {}  # by number; who took another's place has its number
         self.deaths: list[WorkerDeath] = []
         self.taken = 0  # batches the consumer took out; written by the consumer alone
@@ -245,6 +174,7 @@ class Runner:
         self.retires = False  # whether batches that are gone are retired, and had better be at once
         self.wants_taken = False  # whether the consumer should wake us when it takes one
         self.lent: dict[int, Lent] = {}  # slot → the last of its batches that the consumer was given, alive or not
+        self.stages.lent = self.lent
         self._placer = placer
         self._data = data
         self._plain = [isinstance(each, range) and each == range(len(each)) for each in data]
@@ -253,6 +183,7 @@ class Runner:
         self._make_batch = make_batch
         self.caches = caches
         self._seen_taken = 0
+        self._watched = ranges() is not None
         self._messages: deque[Message] = deque()
 
     def handle(self, message: Message) -> None:
@@ -267,8 +198,17 @@ class Runner:
                 self._count_lines(Counter(current.refused.values()))
             elif type(current) is WorkerReady:
                 self.workers[current.worker] = current
+                self.stages.ready(current.worker, current.pid)
+            elif type(current) is Unreadable:
+                self.stages.gone(current.chunk)
+            elif type(current) is Copied:
+                self.stages.copied(current.slot)
             for effect in self.core.step(current):
-                self._carry_out(effect)
+                if self._watched:
+                    with named(type(effect).__name__):
+                        self._carry_out(effect)
+                else:
+                    self._carry_out(effect)
 
     def start(self) -> None:
         """Starts the workers and the core."""
@@ -306,6 +246,7 @@ class Runner:
         Returns:
             Seconds after which to come again although nothing happens; None for never.
         """
+        self.stages.look(self.core.slots, self.core.unread)
         for message in self.inbox.take(events):
             self.handle(message)
         taken = self.taken
@@ -317,6 +258,7 @@ class Runner:
                 self.handle(Copied(slot, generation))
         self.wants_taken = self.core.waits_for_consumer
         self.executor.flush()  # at the end of every turn, or an answer to what is still queued would be waited for
+        self.stages.sent()
         if self._placer.deferred and self.core.starved:
             # JAX drops its references to NumPy memory only when something calls into it, and a consumer that waits
             # in next() never will. So we do.
@@ -353,12 +295,14 @@ class Runner:
         """Ends the workers. The caller holds `lock`."""
         self.handle(Stop())
         self.executor.close()
+        self.stages.close()
         self._placer.close()
         self.inbox.close()
 
     def _count(self, result: Result) -> None:
         self.counters.chunks += 1
         self.counters.busy_ns += max(0, result.busy_ns)
+        self.stages.result(result.worker, result.chunk, result.busy_ns, result.decode_ns, result.end_ns)
         if result.caches is not None and self.caches is not None:
             self.caches.count(result.caches)
         if result.counts:
@@ -382,12 +326,15 @@ class Runner:
             case Place(load):
                 self._place(load)
             case Drop(load):
+                self.stages.dropped(load.plan)
                 self.outbox.put(Dropped(load.plan, load.bad_items()))
             case Unread(load, rows):
                 assert self.caches is not None
                 self.caches.unread(load.plan, rows)
             case Retire(slot):
+                begin = self.stages.clock()
                 self._placer.retire(slot)
+                self.stages.retired(slot, begin)
             case Respawn():
                 self._respawn(effect)
             case Fail(error):
@@ -400,7 +347,7 @@ class Runner:
 
     def _dispatch(self, effect: Dispatch) -> None:
         load, begin, end = effect.load, effect.begin, effect.end
-        plan = load.plan
+        plan, start = load.plan, self.stages.clock()
         group = self._group(plan)
         data = self._data[group]
         seeds = None if plan.seeds is None else plan.seeds[begin:end]
@@ -409,6 +356,7 @@ class Runner:
         if cache is not None and load.cached:
             task = Task(effect.chunk, load.slot, cache.layout, begin, indices, None, False, (indices, plan.group_pass))
             self.executor.submit(effect.worker, task)
+            self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start, cached=True)
             return
         keys = (indices, plan.group_pass) if cache is not None and cache.kind == "direct" else None
         decode = self._worker_decodes[group]
@@ -420,6 +368,7 @@ class Runner:
             items = indices if self._plain[group] else list(map(data.__getitem__, indices))
             task = Task(effect.chunk, load.slot, group, begin, items, seeds, decode, keys, encode)
             self.executor.submit(effect.worker, task)
+            self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start)
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
             self._messages.append(Unsent(effect.worker, effect.chunk, unsendable(data, indices, error)))
@@ -428,6 +377,7 @@ class Runner:
         lost, items, suspects = effect
         suspect = suspects[0] if len(suspects) == 1 else None
         self.workers.pop(lost.worker, None)
+        self.stages.lost(lost.worker)
         self.deaths.append(WorkerDeath(lost.pid, lost.exitcode, tuple(items), suspect))
         how = WorkerDied(lost.pid, lost.exitcode, items).how if lost.error is None else f"did not start: {lost.error}"
         _log.warning(
@@ -457,6 +407,7 @@ class Runner:
 
     def _place(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation
+        begin = self.stages.clock()
         try:
             placement = self._placer.place(
                 slot,
@@ -482,5 +433,6 @@ class Runner:
         if shared is not None:
             lent = Lent(slot, weakref.ref(batch), {name: weakref.ref(arrays[name]) for name in shared})
         bad = load.bad_items() if load.failures else ()
-        self.outbox.put(Delivery(plan.position, batch, bad, lent))
+        self.stages.placed(plan, slot, begin, copying=copying)
+        self.outbox.put(Delivery(plan.position, batch, bad, lent, plan.valid))
         self._messages.append(Placed(slot, generation, lent is not None, copying))

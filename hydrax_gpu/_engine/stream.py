@@ -13,8 +13,9 @@ from collections import deque
 from functools import cache
 from typing import TypeVar
 
+from hydrax_gpu._engine.entries import END, Delivery, Dropped, Entry, Failed, Lent
 from hydrax_gpu._engine.inbox import Waiter
-from hydrax_gpu._engine.runner import END, Delivery, Dropped, Entry, Failed, Lent, Runner
+from hydrax_gpu._engine.runner import Runner
 from hydrax_gpu._engine.thread import EngineThread
 from hydrax_gpu._engine.watch import describe_holders, stuck_engine, timed_out
 from hydrax_gpu.errors import BatchTimeoutError
@@ -112,6 +113,7 @@ class Stream:
             LoaderError, TooManyBadItems, WorkerDied, WorkerStartError, PlacementError: the loader has failed; again at
                 every call.
         """
+        self._runner.stages.enter()
         if self._recent is not None and len(self._recent) == self._recent.maxlen:
             self._check_kept(self._recent[0])
         if not self.interrupted and self._ended is None:
@@ -122,6 +124,7 @@ class Stream:
                         self._runner.lent[entry.lent.slot] = entry.lent
                         if self._recent is not None:
                             self._recent.append(entry.lent)
+                    self._runner.stages.leave(entry.position, entry.items)
                     return entry
                 if type(entry) is Dropped:
                     return entry
@@ -173,6 +176,7 @@ class Stream:
         """Drives the engine here until there is a batch."""
         runner, inbox = self._runner, self._runner.inbox
         begin = time.perf_counter()
+        runner.stages.wait()
         inbox.consumer = threading.get_ident()
         runner.consumer_drives = True
         try:
@@ -215,6 +219,7 @@ class Stream:
             self._ended = Failed(_broken(error))
             raise
         finally:
+            runner.stages.waited()
             runner.consumer_left_ns = time.perf_counter_ns()
             runner.consumer_drives = False
             self.wait_ns += int(1e9 * (time.perf_counter() - begin))

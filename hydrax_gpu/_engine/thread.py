@@ -10,8 +10,9 @@ import threading
 import time
 from collections.abc import Generator
 
+from hydrax_gpu._engine.entries import Failed
 from hydrax_gpu._engine.inbox import Waiter
-from hydrax_gpu._engine.runner import Failed, Runner
+from hydrax_gpu._engine.runner import Runner
 from hydrax_gpu._exec.threads import stack_of
 
 __all__ = ["EngineThread"]

@@ -38,6 +38,8 @@ class Done(NamedTuple):
     counts: dict[str, int] | None
     unread: tuple[int, ...] = ()
     caches: CacheCounts | None = None
+    end_ns: int = 0
+    decode_ns: int = 0
 
     @property
     def loud(self) -> bool:
@@ -96,6 +98,7 @@ class ChunkRunner:
         self._begun = 0
         self._tasks = 0
         self._loud = 0  # the last of them with something to tell
+        self._decode_ns = 0  # in the task at hand
         self._views: dict[tuple[int, int], Sequence[_ItemArrays]] = {}
         self._files: dict[tuple[int, int], dict[int, _ItemArrays]] = {}
         self._decoders: dict[int, RowDecoder] = {}
@@ -113,6 +116,7 @@ class ChunkRunner:
     def run(self, task: Task) -> Done:
         """Loads the rows of a task, and decodes them."""
         views = self._item_views(task.slot, task.layout)[task.row : task.row + len(task.items)]
+        self._decode_ns = 0
         self._status[self._word + 1] = start = time.perf_counter_ns()
         cache = self._caches.get(task.layout) if task.keys is not None else None
         unread: tuple[int, ...] = ()
@@ -124,10 +128,10 @@ class ChunkRunner:
             additional, unread = cache.read(task)
             self._pass_over(len(task.items))
             failures = []
-        busy = time.perf_counter_ns() - start
+        end = time.perf_counter_ns()
         counts = self._take_counts() if self._take_counts is not None else None
         caches = None if cache is None else cache.take_counts()
-        done = Done(busy, additional, tuple(failures), counts, unread, caches)
+        done = Done(end - start, additional, tuple(failures), counts, unread, caches, end, self._decode_ns)
         self._tasks += 1
         if done.loud:
             self._loud = self._tasks
@@ -263,9 +267,11 @@ class ChunkRunner:
         decoder = self._decoders.get(task.layout) if task.decode else None
         wrong: dict[int, BaseException] = {}
         if decoder is not None:
+            start = time.perf_counter_ns()
             for begin, end in runs(offsets):
                 for row, error in decoder(task.slot, task.row + begin, task.row + end).items():
                     wrong[row - task.row] = error
+            self._decode_ns += time.perf_counter_ns() - start
         return wrong
 
     def _failure(self, offset: int, error: BaseException) -> Failure:

@@ -8,6 +8,7 @@ from collections import deque
 from hydrax_gpu._exec.chunk import ChunkRunner, describe, format_traceback
 from hydrax_gpu._exec.protocol import Inbox, Result, Task, WorkerLost, WorkerReady, WorkerView, WorkSpec
 from hydrax_gpu._mem.arena import Arena
+from hydrax_gpu._ranges import ranged
 
 __all__ = ["InlineExecutor"]
 
@@ -21,6 +22,7 @@ class InlineExecutor:
             retries=spec.retries, backoff=spec.backoff, keep=spec.keep_exceptions, kernels=spec.kernels,
             caches=spec.caches,
         )  # fmt: skip
+        self._run = ranged("load", self._runner.run)
         self._startup = spec.startup
         self._inbox = inbox
         self._tasks: deque[Task] = deque()
@@ -68,7 +70,7 @@ class InlineExecutor:
         if not self._tasks:
             return False
         task = self._tasks.popleft()
-        self._inbox.post(Result(0, task.chunk, *self._runner.run(task)))
+        self._inbox.post(Result(0, task.chunk, *self._run(task)))
         return True
 
     def close(self) -> None:

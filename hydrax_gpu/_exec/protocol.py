@@ -189,6 +189,8 @@ class Result(NamedTuple):
             go as it should, by lines of text for the report.
         unread: offsets of items that were to be read from a cache and could not be; the others were.
         caches: what was done with caches, in this task or before.
+        end_ns: when the last item was done, on the clock of `time.perf_counter_ns`, which is one for all processes.
+        decode_ns: how much of `busy_ns` went into decoding declared arrays.
     """
 
     worker: int
@@ -199,6 +201,8 @@ class Result(NamedTuple):
     counts: dict[str, int] | None = None
     unread: tuple[int, ...] = ()
     caches: CacheCounts | None = None
+    end_ns: int = 0
+    decode_ns: int = 0
 
 
 class Unreadable(NamedTuple):

@@ -15,6 +15,7 @@ from hydrax_gpu._exec import role
 from hydrax_gpu._exec.chunk import ChunkRunner, describe, format_traceback
 from hydrax_gpu._exec.protocol import Inbox, Result, Task, WorkerLost, WorkerReady, WorkerView, WorkSpec
 from hydrax_gpu._mem.arena import Arena
+from hydrax_gpu._ranges import ranged
 
 __all__ = ["GRACE_SECONDS", "ThreadExecutor", "stack_of"]
 
@@ -108,9 +109,10 @@ class ThreadExecutor:
             retries=spec.retries, backoff=spec.backoff, keep=spec.keep_exceptions, catch=(BaseException,),
             kernels=spec.kernels, caches=spec.caches,
         )  # fmt: skip
+        run = ranged("load", runner.run)
         self._inbox.post(WorkerReady(worker, os.getpid(), time.perf_counter_ns() - begin, False))
         while (task := self._queues[worker].get()) is not None:
-            self._inbox.post(Result(worker, task.chunk, *runner.run(task)))
+            self._inbox.post(Result(worker, task.chunk, *run(task)))
         runner.close()
 
 

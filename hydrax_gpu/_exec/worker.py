@@ -224,7 +224,7 @@ class Worker:
 
     def _decode(self, message: tuple[Any, ...]) -> Message:
         match message:
-            case ("done", chunk, busy, data, sent, counts, cached):
+            case ("done", chunk, busy, data, sent, counts, cached, end, decode):
                 self._chunks.popleft()
                 self._reported += 1
                 self._looked = max(0, self._looked - 1)
@@ -241,7 +241,7 @@ class Worker:
                 unread, caches = cached or ((), None)
                 if caches is not None:
                     caches = CacheCounts(*caches)
-                return Result(self.index, chunk, busy, additional, failures, counts, unread, caches)
+                return Result(self.index, chunk, busy, additional, failures, counts, unread, caches, end, decode)
             case ("ready", pid, imported_jax):
                 self.starting = False
                 return WorkerReady(self.index, pid, time.monotonic_ns() - self._started_ns, imported_jax)

@@ -21,6 +21,7 @@ from hydrax_gpu._exec.chunk import ChunkRunner, Done, describe, format_traceback
 from hydrax_gpu._exec.framing import FrameReader, encode
 from hydrax_gpu._exec.protocol import STACK_SIGNAL, Failure, Task
 from hydrax_gpu._mem.arena import Arena, ArenaShape
+from hydrax_gpu._ranges import ranged
 
 __all__ = ["main"]
 
@@ -66,10 +67,11 @@ def main(fd: int, memory: int, stack: int) -> NoReturn:
         link.send(encode(("failed", os.getpid(), describe(error), format_traceback(error), _pickled(error))))
         sys.exit(1)
     link.send(encode(("ready", os.getpid(), "jax" in sys.modules)))
+    run = ranged("load", runner.run)
     gc.freeze()  # what was imported stays; keep it out of every later collection
     while True:
         task = Task(*link.receive())
-        done = runner.run(task)
+        done = run(task)
         link.answer(_encode_result(task, done), done.busy_ns)
 
 
@@ -165,7 +167,7 @@ class _LazyMain(ModuleType):
 
 
 def _encode_result(task: Task, done: Done) -> bytes:
-    busy, additional, failures, counts, unread, caches = done
+    busy, additional, failures, counts, unread, caches, end, decode = done
     # What the user's objects make of being pickled, and unpickled on the other side, must not touch the rest of the
     # message: it says which items this is about.
     data: bytes | None = None
@@ -184,7 +186,7 @@ def _encode_result(task: Task, done: Done) -> bytes:
             data = pickle.dumps(additional, protocol=5)
     sent = tuple((*failure[:-1], _pickled(failure.exception)) for failure in failures)
     cached = (unread, None if caches is None else tuple(caches)) if unread or caches is not None else None
-    return encode(("done", task.chunk, busy, data, sent, counts, cached))
+    return encode(("done", task.chunk, busy, data, sent, counts, cached, end, decode))
 
 
 def _pickled(error: BaseException | None) -> bytes | None:

@@ -57,6 +57,9 @@ class SlotTable:
     def free_count(self) -> int:
         return len(self._free)
 
+    def count(self, state: SlotState) -> int:
+        return self._state.count(state)
+
     def state(self, slot: int) -> SlotState:
         return self._state[slot]
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
-from hydrax_gpu.loader import Dataloader, begin_at
+from hydrax_gpu.loader import Dataloader
 
 __all__ = ["PreviewError", "find", "read_state", "resolve"]
 
@@ -79,7 +79,7 @@ def find(target: str, start_at: tuple[int, int] | Mapping[str, Any] | None) -> D
     loader = cast("Dataloader[Any]", found)
     if start_at is not None:
         try:
-            begin_at(loader, start_at)
+            _begin_at(loader, start_at)
         except (ValueError, TypeError, RuntimeError) as error:
             raise PreviewError(f"{target}: {error}") from None
     return loader
@@ -101,3 +101,15 @@ def read_state(path: str) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise PreviewError(f"{path} holds a {type(state).__name__}, wanted the dict that loader.state() returns")
     return cast("dict[str, Any]", state)
+
+
+def _begin_at(loader: Dataloader[Any], start_at: tuple[int, int] | Mapping[str, Any]) -> None:
+    """Has a loader begin elsewhere than it was constructed to.
+
+    Raises:
+        TypeError, ValueError, StateMismatch: as by the constructor.
+        RuntimeError: the loader has begun.
+    """
+    if loader._entered_ns:  # pyright: ignore[reportPrivateUsage]
+        raise RuntimeError("the loader was entered before: it has begun")
+    loader._begin(start_at)  # pyright: ignore[reportPrivateUsage]

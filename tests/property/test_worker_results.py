@@ -50,7 +50,7 @@ def test_what_is_found_is_what_was_done_silently(kinds: list[str], data: st.Data
     for item in range(len(kinds)):
         result = runner.run(Task(100 + item, 0, 0, 0, [item], None))
         assert result.loud == (kinds[item] != "silent")
-        done.append(("done", 100 + item, result.busy_ns, None, (), None, None))
+        done.append(("done", 100 + item, result.busy_ns, None, (), None, None, 0, 0))
         for _ in range(data.draw(st.integers(0, len(done) - received))):
             worker._decode(done[received])  # pyright: ignore[reportPrivateUsage]
             received += 1

@@ -7,8 +7,9 @@ import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
+from hydrax_gpu._engine.entries import END, Entry
 from hydrax_gpu._engine.inbox import EpollInbox, Waiter
-from hydrax_gpu._engine.runner import END, Entry, Runner
+from hydrax_gpu._engine.runner import Runner
 from hydrax_gpu._engine.thread import EngineThread
 
 
