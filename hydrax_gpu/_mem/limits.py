@@ -28,6 +28,9 @@ _FIX = {
     "memory.limit_in_bytes": _RAISE_CGROUP,
 }
 
+_PATH_MAX = 4096
+"""The longest path that Linux opens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
@@ -133,7 +136,7 @@ def _levels(mount: Path, path: str) -> list[tuple[Path, str]]:
     outer names are left out as it takes to find the rest.
     """
     parts = [part for part in path.split("/") if part]
-    if ".." in parts:  # outside of what the container may see
+    if ".." in parts or len(path) > _PATH_MAX:  # outside of what the container may see, or of what there can be
         parts = []
     for first in range(len(parts) + 1):
         if os.path.isdir(mount.joinpath(*parts[first:])):

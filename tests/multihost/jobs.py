@@ -23,9 +23,9 @@ class Job:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            # Several steps in flight can take all threads of a small machine's CPU client, each waiting for a sum that
-            # another process has not begun; then no step ends. A GPU's queue is in order, and knows no such thing.
-            "JAX_CPU_ENABLE_ASYNC_DISPATCH": "0",
+            # XLA has as many threads as the machine has cores, and one is taken for as long as a device waits for a sum
+            # that another process has not begun. On two cores, two devices can wait for each other for ever.
+            "NPROC": "8",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
         }
         command = [sys.executable, str(EXAMPLE), "--workdir", str(workdir), *options]

@@ -154,7 +154,7 @@ def test_what_placement_func_must_not_return(returned: Any, text: str, executor:
         (ValueError, {"delivery": None}, "delivery: got None, wanted one of 'auto', 'alias', 'copy'"),
         (ValueError, {"depth": 0}, "depth: got 0, wanted at least 1"),
         (TypeError, {"depth": 1.5}, "depth: got 1.5, wanted an integer"),
-        (ValueError, {"loader_count": 0}, "loader_count: got 0, wanted at least 1"),
+        (ValueError, {"loader_count": -1}, "loader_count: got -1, wanted at least 0"),
         (TypeError, {"loader_count": True}, "loader_count: got True, wanted an integer"),
         (ValueError, {"loader_nice": -1}, "loader_nice: got -1, wanted at least 0"),
         (ValueError, {"cacher_count": -1}, "cacher_count: got -1, wanted at least 0"),

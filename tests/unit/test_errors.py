@@ -129,6 +129,8 @@ TEXTS: list[tuple[Exception, str]] = [
         "the processes' states differ: fingerprint.training[0].seed is 5 on process 0 and 6 on process 1. All "
         "processes of a job need the same groups: the same data, batch sizes, seeds and options.",
     ),
+    (errors.SourceError("train.tar: a/1.jpg", "it ends in the middle"), "train.tar: a/1.jpg: it ends in the middle"),
+    (errors.SourceChanged("train.tar", "it was 5 bytes long"), "train.tar: it was 5 bytes long"),
 ]
 
 
