@@ -21,13 +21,15 @@ from hydrax_gpu._cache.system import System
 def test_records_are_read_and_checked(data: st.DataObject) -> None:
     """In a row or not, of one size or not, in files that end too early or have wrong bytes in them."""
     count = data.draw(st.integers(1, 12), label="count")
-    one_size = data.draw(st.booleans(), label="one size")
     largest = data.draw(st.integers(1, 80), label="largest")
-    sizes = np.full(count, largest) if one_size else np.array(
-        data.draw(st.lists(st.integers(0, largest), min_size=count, max_size=count), label="sizes")
-    )  # fmt: skip
-    in_file = data.draw(st.just(range(count)) | st.permutations(range(count)), label="order in the file")
-    in_memory = data.draw(st.just(range(count)) | st.permutations(range(count)), label="order in memory")
+    shape = data.draw(st.sampled_from(["in a row", "of one size", "of any size"]), label="records")
+    sizes = np.full(count, largest)
+    in_file = in_memory = list(range(count))
+    if shape != "in a row":
+        in_file = data.draw(st.permutations(range(count)), label="order in the file")
+        in_memory = data.draw(st.just(in_file) | st.permutations(range(count)), label="order in memory")
+    if shape == "of any size":
+        sizes = np.array(data.draw(st.lists(st.integers(0, largest), min_size=count, max_size=count), label="sizes"))
     start, base = data.draw(st.integers(0, 30), label="start"), data.draw(st.integers(0, 30), label="base")
     offsets, targets = start + _begins(sizes, in_file), base + _begins(sizes, in_memory)
     content = np.random.default_rng(7).integers(0, 256, start + int(sizes.sum()), np.uint8)
@@ -35,7 +37,7 @@ def test_records_are_read_and_checked(data: st.DataObject) -> None:
     digest = checksums.digest()
     records = [content[offset : offset + size].tobytes() for offset, size in zip(offsets, sizes, strict=True)]
     sums = [digest(record, seed) for record, seed in zip(records, seeds, strict=True)]
-    held = data.draw(st.integers(0, len(content)) | st.just(len(content)), label="bytes in the file")
+    held = data.draw(st.just(len(content)) | st.integers(0, len(content)), label="bytes in the file")
     wrong = data.draw(st.none() | st.integers(0, len(content) - 1), label="wrong byte") if len(content) else None
     bad = {i for i in range(count) if sizes[i] and offsets[i] + sizes[i] > held}
     if wrong is not None:
@@ -50,7 +52,7 @@ def test_records_are_read_and_checked(data: st.DataObject) -> None:
     with TemporaryDirectory() as folder, patch.object(reading, "LIMIT", 64), patch.object(reading, "_BLOCK", 160):
         Path(folder, "file").write_bytes(content[:held].tobytes())
         reader = Reader(Files(folder, System()), System(), digest)
-        wanted = Records(offsets, int(sizes[0]) if one_size else sizes, targets, sums, seeds)
+        wanted = Records(offsets, sizes if shape == "of any size" else largest, targets, sums, seeds)
         reader.read("file", wanted, memoryview(memory), lambda i, reason: failed.setdefault(i, reason))
     assert set(failed) == bad
     for i, (target, record) in enumerate(zip(targets, records, strict=True)):
