@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ ARRAYS = {"latent": (LATENT, "float32", "float32")}
 PICTURES = {"image": ((8,), "float32", "float32")}
 BATCH_BYTES = BATCH * int(np.prod(LATENT)) * 4
 PASSES = 5
+SLOTS = 3
+"""That a loader has by default. One buffer stays in a cache that several of 4 MiB do not stay in."""
 FILLS = 3
 FILL_BATCHES = 16
 LAYERS = 100
@@ -40,6 +43,8 @@ def experiments() -> list[Experiment]:
         Metric("limit_gbps", "GB/s: limit, readinto of one buffer"),
         Metric("cpu_ms", "ms of CPU a batch"),
         Metric("limit_cpu_ms", "ms of CPU a batch: limit"),
+        Metric("slots_gbps", f"GB/s: the same, {SLOTS} buffers in turns"),
+        Metric("slots_cpu_ms", f"ms of CPU a batch: the same, {SLOTS} buffers in turns"),
     )
     cold = tuple(Metric(m.key, m.label) for m in reading)
     filling = (
@@ -91,6 +96,7 @@ def read(executor: str, workers: int, cold: bool) -> dict[str, Any]:
         group = DataGroup(BATCH, range(BATCH * BATCHES), cache_arrays=ARRAYS, cache_location=folder)
         ours: list[tuple[float, float]] = []
         limits: list[tuple[float, float]] = []
+        slots: list[tuple[float, float]] = []
         options: dict[str, Any] = {"executor": executor, "loader_count": workers, "delivery": "alias"}
         with Dataloader(load, group, **options) as loader:
             for number in range(PASSES + 1):
@@ -99,10 +105,14 @@ def read(executor: str, workers: int, cold: bool) -> dict[str, Any]:
                 passed = _timed(partial(_take, loader, BATCHES, check=number == 0), _children(loader))
                 if cold:
                     _drop(folder)
-                limit = _timed(partial(_readinto, plain), [])
+                limit = _timed(partial(_readinto, plain, 1), [])
+                if cold:
+                    _drop(folder)
+                several = _timed(partial(_readinto, plain, SLOTS), [])
                 if number:  # the first is not measured: processes and caches are warm after it
                     ours.append(passed)
                     limits.append(limit)
+                    slots.append(several)
     ratios = [limit[0] / mine[0] for mine, limit in zip(ours, limits, strict=True)]
     gigabytes = BATCH_BYTES * BATCHES / 1e9
     return {
@@ -111,6 +121,8 @@ def read(executor: str, workers: int, cold: bool) -> dict[str, Any]:
         "limit_gbps": gigabytes / median(each[0] for each in limits),
         "cpu_ms": 1e3 / BATCHES * median(each[1] for each in ours),
         "limit_cpu_ms": 1e3 / BATCHES * median(each[1] for each in limits),
+        "slots_gbps": gigabytes / median(each[0] for each in slots),
+        "slots_cpu_ms": 1e3 / BATCHES * median(each[1] for each in slots),
     }
 
 
@@ -194,11 +206,11 @@ def _take(loader: Any, batches: int, *, check: bool) -> None:
         del batch
 
 
-def _readinto(path: Path) -> None:
-    buffer = bytearray(BATCH_BYTES)
+def _readinto(path: Path, buffers: int) -> None:
     with path.open("rb", buffering=0) as file:
-        while file.readinto(buffer):
-            pass
+        for buffer in itertools.cycle([bytearray(BATCH_BYTES) for _ in range(buffers)]):
+            if not file.readinto(buffer):
+                break
 
 
 def _write(path: Path, number: int) -> None:

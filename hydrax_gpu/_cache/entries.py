@@ -17,6 +17,7 @@ from hydrax_gpu._cache.reading import Reader, Records
 
 __all__ = ["Entries", "Failed"]
 
+_Int64s = npt.NDArray[np.int64]
 Failed = Callable[[int, str], None]
 """Called with the number of an entry that is not good, and why; perhaps several times for one."""
 
@@ -53,7 +54,7 @@ class Entries:
         array = self._arrays[position]
         nbytes = array.nbytes
         if array.compression is None or not nbytes:
-            self._read(position, (offsets * nbytes).tolist(), memory, failed)
+            self._read(position, offsets * nbytes, memory, failed)
             return
         bad: set[int] = set()
 
@@ -75,9 +76,10 @@ class Entries:
     def stored(self, position: int, failed: Failed) -> list[memoryview]:
         """Array number `position` of each entry, as it is on disk."""
         sizes = self._sizes(position)
-        targets, memory = _behind_one_another(sizes)
-        self._read(position, targets, memory, failed)
-        return [memory[target : target + size] for target, size in zip(targets, sizes, strict=True)]
+        ends, memory = _behind_one_another(np.full(len(self._rows), sizes, np.int64))
+        self._read(position, ends - sizes, memory, failed)
+        begins: list[int] = (ends - sizes).tolist()
+        return [memory[begin:end] for begin, end in zip(begins, ends.tolist(), strict=True)]
 
     def extras(
         self, failed: Failed, status: Callable[[os.stat_result], None] | None = None
@@ -92,8 +94,8 @@ class Entries:
         if not len(having):
             return
         rows, entries = self._rows[having], having.tolist()
-        sizes: list[int] = (rows[:, RowFormat.HEAD] & np.uint64(EXTRA_SIZE)).tolist()
-        targets, memory = _behind_one_another(sizes)
+        sizes = (rows[:, RowFormat.HEAD] & np.uint64(EXTRA_SIZE)).astype(np.int64)
+        ends, memory = _behind_one_another(sizes)
         sums = rows[:, RowFormat.EXTRA_SUM].tolist()
         seeds = checksums.seeds(self._keys[having], checksums.EXTRA).tolist()
         bad: set[int] = set()
@@ -102,22 +104,23 @@ class Entries:
             bad.add(record)
             failed(entries[record], f"additional data: {reason}")
 
-        records = Records(rows[:, RowFormat.EXTRA].tolist(), sizes, targets, sums, seeds)
+        records = Records(rows[:, RowFormat.EXTRA].astype(np.int64), sizes, ends - sizes, sums, seeds)
         self._reader.read(self.extra_file, records, memory, noted, status)
-        for record, (target, size) in enumerate(zip(targets, sizes, strict=True)):
+        begins: list[int] = (ends - sizes).tolist()
+        for record, (begin, end) in enumerate(zip(begins, ends.tolist(), strict=True)):
             if record not in bad:
                 pickled = bool(self._flags[entries[record]] & np.uint64(FLAG_PICKLED))
-                yield entries[record], memory[target : target + size], pickled
+                yield entries[record], memory[begin:end], pickled
 
-    def _sizes(self, position: int) -> list[int]:
+    def _sizes(self, position: int) -> _Int64s | int:
         place = self._format.place[position]
-        if place is None:
-            return [self._arrays[position].nbytes] * len(self._rows)
-        return self._rows[:, place + 1].tolist()
+        return self._arrays[position].nbytes if place is None else self._rows[:, place + 1].astype(np.int64)
 
-    def _read(self, position: int, targets: list[int], memory: memoryview, failed: Failed) -> None:
+    def _read(self, position: int, targets: _Int64s, memory: memoryview, failed: Failed) -> None:
         rows, place, nbytes = self._rows, self._format.place[position], self._arrays[position].nbytes
-        offsets = (rows[:, RowFormat.SLOT] * np.uint64(nbytes) if place is None else rows[:, place]).tolist()
+        offsets = (
+            rows[:, RowFormat.SLOT].astype(np.int64) * nbytes if place is None else rows[:, place].astype(np.int64)
+        )
         sums = rows[:, RowFormat.SUMS + position].tolist()
         seeds = checksums.seeds(self._keys, position).tolist()
 
@@ -128,6 +131,7 @@ class Entries:
         self._reader.read(data_file(self._writer, position), records, memory, named)
 
 
-def _behind_one_another(sizes: list[int]) -> tuple[list[int], memoryview]:
+def _behind_one_another(sizes: _Int64s) -> tuple[_Int64s, memoryview]:
+    """Where records of these sizes end when each begins where the one before it ends, and memory for them."""
     ends = np.cumsum(sizes, dtype=np.int64)
-    return (ends - sizes).tolist(), memoryview(bytearray(int(ends[-1]) if len(ends) else 0))
+    return ends, memoryview(bytearray(int(ends[-1]) if len(ends) else 0))

@@ -154,6 +154,18 @@ class Store:
             return len(self._table)
 
     @property
+    def complete(self) -> bool:
+        """Whether every item has an entry, as far as is known, so that `contains` need not be asked of any.
+
+        Never where entries are one an item and pass, as there is no end of those.
+        """
+        descriptor = self.spec.descriptor
+        if descriptor.seeded != "item":
+            return False
+        with self._lock:
+            return len(self._table) == descriptor.length
+
+    @property
     def stats(self) -> Stats:
         """What has been done so far."""
         with self._lock:

@@ -167,6 +167,8 @@ class Caches:
         if cache.refused:
             cache.missed += plan.valid
             return self._miss(cache)
+        if cache.rows.complete:
+            return Form.READ
         keys = cache.rows.keys(plan.indices[: plan.valid], plan.group_pass)
         with self._changed:  # or something could be written between the two looks, and be seen by neither
             missing = np.flatnonzero(~cache.rows.contains(keys))

@@ -64,6 +64,11 @@ class RowStore:
         items = np.asarray(indices, np.int64)
         return Keys(items, np.full(len(items), pass_ if self._by_pass else 0, np.int64))
 
+    @property
+    def complete(self) -> bool:
+        """Whether every item is known to have an entry."""
+        return self.store is not None and self.store.complete
+
     def contains(self, keys: Keys) -> npt.NDArray[np.bool_]:
         """Which of the keys have an entry, by what was known a second ago."""
         if self.store is None:
@@ -93,14 +98,16 @@ class RowStore:
             self._count(misses=count)
             return list(range(count)), additional
         keys = self.keys(indices, pass_)
-        there = store.contains(keys)
-        if not there.all():  # others may have added them; to look costs less than to load
-            there = self._refresh(store, keys)
-        whole = bool(there.all())
-        unread: list[int] = [] if whole else np.flatnonzero(~there).tolist()
+        parts, unread = [(0, count)], list[int]()
+        if not store.complete:
+            there = store.contains(keys)
+            if not there.all():  # others may have added them; to look costs less than to load
+                there = self._refresh(store, keys)
+            if not there.all():
+                parts, unread = _runs(there), np.flatnonzero(~there).tolist()
         bad: list[int] = []
         hits = nbytes = 0
-        for begin, end in [(0, count)] if whole else _runs(there):
+        for begin, end in parts:
             part = Keys(keys.items[begin:end], keys.passes[begin:end])
             try:
                 result = store.read(part, {name: view[begin:end] for name, view in rows.items()})

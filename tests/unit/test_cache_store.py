@@ -48,6 +48,26 @@ def test_a_batch_that_was_written_together_is_read_in_few_calls(tmp_path: Path) 
     assert store.read(shuffled, arrays).read_calls == 4, "in any order, as long as they lie together"
 
 
+def test_complete(tmp_path: Path) -> None:
+    store = fill(tmp_path / "item", range(LENGTH - 1))
+    other = Store.open(spec(tmp_path / "item", readonly=True))
+    assert not store.complete
+    assert write(store, keys([LENGTH - 1])) == 1
+    assert store.complete and not other.complete
+    other.refresh()
+    assert other.complete
+    with next((tmp_path / "item").glob("*.0.bin")).open("r+b") as file:
+        file.write(b"damaged")
+    assert len(read(other, keys(range(LENGTH)))) == 1
+    assert not other.complete and store.complete, "until it sees for itself"
+
+
+def test_of_passes_there_is_no_end(tmp_path: Path) -> None:
+    store = Store.open(spec(tmp_path, seeded="pass", shuffle_later="itemwise"))
+    assert write(store, keys(range(LENGTH), [0] * LENGTH)) == LENGTH == len(store)
+    assert not store.complete
+
+
 def test_entries_of_each_pass(tmp_path: Path) -> None:
     store = Store.open(spec(tmp_path, seeded="pass", shuffle_later="itemwise"))
     twice = Keys(np.array([5, 5, 900]), np.array([0, 3, (1 << 23) - 1]))
