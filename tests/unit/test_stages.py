@@ -75,7 +75,7 @@ class Life:
         clock, position = self.clock, self.position
         self.position += 1
         clock.enter()
-        clock.wait()
+        clock.wait(clock.clock())
         self.wait_for_slot()
         if "fence" in self.delays:
             begin = self.now
@@ -98,7 +98,7 @@ class Life:
         begin = self.now
         self.spend("placement")
         clock.placed(plan, 0, begin, copying="copy" in self.delays)
-        clock.waited()
+        clock.waited(clock.clock())
         clock.leave(position, plan.valid)
         self.spend("step")
 
@@ -142,11 +142,11 @@ def test_what_is_slow_and_hidden_is_not_blamed() -> None:
         life.now += 20 * MS
         clock.result(0, position, life.now - begin, 0, life.now)
         clock.enter()
-        clock.wait()
+        clock.wait(clock.clock())
         begin = life.now
         life.now += 3 * MS
         clock.placed(plan, 0, begin, copying=False)
-        clock.waited()
+        clock.waited(clock.clock())
         clock.leave(position, plan.valid)
     causes = clock.stages().causes()
     assert causes["load"] == 0 and causes["placement"] == pytest.approx(0.009)
@@ -161,7 +161,7 @@ def test_the_engine_is_blamed_for_what_it_does_instead() -> None:
         clock.dispatched(0, position, plan, plan.valid, life.now)
         clock.sent()
         clock.enter()
-        clock.wait()
+        clock.wait(clock.clock())
         clock.result(0, position, MS, 0, life.now)
         begin = life.now
         life.now += 30 * MS
@@ -169,7 +169,7 @@ def test_the_engine_is_blamed_for_what_it_does_instead() -> None:
         clock.dispatched(1, position + 1, other, other.valid, begin)
         begin = life.now
         clock.placed(plan, 0, begin, copying=False)
-        clock.waited()
+        clock.waited(clock.clock())
         clock.leave(position, plan.valid)
     causes = clock.stages().causes()
     assert max(causes, key=causes.__getitem__) == "plan" and causes["plan"] == pytest.approx(0.09, rel=0.01)
