@@ -29,6 +29,8 @@ __all__ = ["StageClock", "TraceSink"]
 
 _LOOK_NS = 1_000_000
 """The slots are counted at most this often; what they were in between is what they are then."""
+_LOOK_QUICK_NS = 2_000_000
+"""The same where batches are quick."""
 _LOOK_IN_WAIT_NS = 200_000
 """The same while the consumer waits for a batch that is measured in full."""
 
@@ -123,7 +125,9 @@ class StageClock:
         cost_ns: what measuring one batch in full costs; found out when it is first needed, if it is None.
 
     `enter`, `wait`, `waited` and `leave` are called by the consumer, the others by whoever drives the runner, with its
-    lock.
+    lock. What need not be called is not, as between two quick batches each call costs many times what it costs in a
+    row: `enter` without a trace, `dispatched` and `placed` while there are neither `ways` nor a `full` wait, `sent`
+    without `unsent`, and `look` before `look_at`.
     """
 
     def __init__(
@@ -136,21 +140,23 @@ class StageClock:
         self.trace: TraceSink | None = None  # where single events go as well
         self._cost_ns = cost_ns
         self._every = 1
-        self._full = False  # whether the consumer waits for a batch that is measured in full
+        self.full = False  # whether the consumer waits for a batch that is measured in full
         self._next = 0  # the position that comes next, as long as they come in order
         self._in_order = True
-        self._ways: dict[int, _Way] = {}  # by position
-        self._unsent: list[_Way] = []
+        self.ways: dict[int, _Way] = {}  # by position
+        self.unsent: list[_Way] = []
         self._chunks: dict[int, tuple[int, int, int, int]] = {}  # → worker, position, items, when it was dispatched
         self._cached: set[int] = set()  # chunks that are read from a cache
         self._copies: dict[int, tuple[int, str, int]] = {}  # by slot
         self._pids: dict[int, int] = {}
         self._looked = 0
+        self.look_at = 0  # when the slots are to be counted next
         self._left = 0
         self._left_with: tuple[str, int] = "", 0
         self._held = 0
         self._waits = 0
-        self._wait_from = 0  # when the wait that is under way began
+        self._wait_from = 0  # when the last wait began
+        self._waited = 0  # and ended
         self._first_wait = 0  # when the first of those since the last batch did
         self._starved: dict[Cause, int] = {}  # in these waits
         self._engine = [0] * len(Kind)  # what the engine has done itself, as far as it was measured, by `Kind`
@@ -165,7 +171,7 @@ class StageClock:
 
         def planned(position: int) -> BatchPlan:
             if position % self._every:
-                if not self._full:
+                if not self.full:
                     return plan(position)
                 begin = self.clock()
                 result = plan(position)
@@ -178,7 +184,7 @@ class StageClock:
             self._add(_PLAN, end - begin, weight)
             self._engine[_PLAN] += end - begin
             kind = "validation" if result.validation else "batch"
-            way = self._ways[position] = _Way(begin, end, f"{kind} {position}", weight)
+            way = self.ways[position] = _Way(begin, end, f"{kind} {position}", weight)
             if self.trace is not None:
                 self.trace.span("engine", "plan", begin, end, {"batch": way.number, "items": result.valid})
             return result
@@ -194,9 +200,9 @@ class StageClock:
         """
         if cached:
             self._cached.add(chunk)
-        way = self._ways.get(plan.position)
+        way = self.ways.get(plan.position)
         if way is None:
-            if self._full:
+            if self.full:
                 self._engine[_PLAN] += self.clock() - begin
             return
         now = self.clock()
@@ -205,16 +211,16 @@ class StageClock:
         self._chunks[chunk] = worker, plan.position, items, now - begin
         if self.trace is not None:
             self.trace.span("engine", "send", begin, now, {"batch": way.number, "items": items, "worker": worker})
-        if not self._unsent or self._unsent[-1] is not way:
-            self._unsent.append(way)
+        if not self.unsent or self.unsent[-1] is not way:
+            self.unsent.append(way)
 
     def sent(self) -> None:
         """All that was dispatched is on its way to the workers."""
-        if self._unsent:
+        if self.unsent:
             now = self.clock()
-            for way in self._unsent:
+            for way in self.unsent:
                 way.sent = now
-            self._unsent.clear()
+            self.unsent.clear()
 
     def ready(self, worker: int, pid: int) -> None:
         """A worker has started."""
@@ -224,7 +230,7 @@ class StageClock:
         """A chunk is done; `busy` is negative when it is not known how long that took, and will come again then."""
         if busy < 0:
             known = self._chunks.get(chunk)
-            if known is not None and (way := self._ways.get(known[1])) is not None:
+            if known is not None and (way := self.ways.get(known[1])) is not None:
                 way.end = max(way.end, self.clock())
             return
         totals = self.totals
@@ -241,7 +247,7 @@ class StageClock:
             return
         known = self._chunks.pop(chunk)
         begin = end - busy
-        way = self._ways.get(known[1])
+        way = self.ways.get(known[1])
         number = "" if way is None else way.number
         if self.trace is not None:
             queued = 0 if way is None else max(0, begin - way.planned - known[3])
@@ -271,9 +277,9 @@ class StageClock:
 
     def placed(self, plan: BatchPlan, slot: int, begin: int, *, copying: bool) -> None:
         """Placing a batch has taken since `begin`, and it is in the outbox in a moment."""
-        way = self._ways.get(plan.position)
+        way = self.ways.get(plan.position)
         if way is None:
-            if self._full:
+            if self.full:
                 self._engine[_PLACEMENT] += self.clock() - begin
             return
         way.placing, way.placed = begin, self.clock()
@@ -286,7 +292,7 @@ class StageClock:
 
     def dropped(self, plan: BatchPlan) -> None:
         """A batch is left out."""
-        self._ways.pop(plan.position, None)
+        self.ways.pop(plan.position, None)
 
     def copied(self, slot: int) -> None:
         """The device has copied a slot, as far as anybody has looked."""
@@ -315,7 +321,7 @@ class StageClock:
         now = self.clock()
         since = now - self._looked
         # A short wait, of which few are measured, is seen from its beginning to its end.
-        if since < _LOOK_NS and not (self._full and (since >= _LOOK_IN_WAIT_NS or self._every > 1)):
+        if now < self.look_at and not (self.full and (since >= _LOOK_IN_WAIT_NS or self._every > 1)):
             return
         if self._looked:
             free, filling, full, lent, copying, retired = map(slots.count, _STATES)
@@ -327,9 +333,10 @@ class StageClock:
             if self.trace is not None:
                 numbers = (free, filling, full, ready, lent - ready, copying)
                 self.trace.level("slots", self._looked, dict(zip(_PARTS, numbers, strict=True)))
-            if self._full and not (free or filling or full or ready):
+            if self.full and not (free or filling or full or ready):
                 self._starving(min(since, now - self._wait_from), lent, copying)
         self._looked = now
+        self.look_at = now + (_LOOK_NS if self._every == 1 else _LOOK_QUICK_NS)
 
     def _starving(self, ns: int, lent: int, copying: int) -> None:
         """The consumer has waited for a slot."""
@@ -348,19 +355,24 @@ class StageClock:
     # The consumer's side.
 
     def enter(self) -> None:
-        """`next()` begins."""
+        """`next()` begins. When it is not told, it begins where the wait does, or where it returns without one."""
         if self._left:
-            now, totals = self.clock(), self.totals
-            totals.ns[_STEP] += now - self._left
-            totals.counts[_STEP] += 1
-            if self.trace is not None:
-                number, items = self._left_with
-                self.trace.span("consumer", "step", self._left, now, {"batch": number, "items": items})
-            self._left = 0
+            self._stepped(self.clock())
+
+    def _stepped(self, now: int) -> None:
+        totals = self.totals
+        totals.ns[_STEP] += now - self._left
+        totals.counts[_STEP] += 1
+        if self.trace is not None:
+            number, items = self._left_with
+            self.trace.span("consumer", "step", self._left, now, {"batch": number, "items": items})
+        self._left = 0
 
     def wait(self, now: int) -> None:
         """The consumer begins to wait."""
         self._wait_from = now
+        if self._left:
+            self._stepped(now)
         if self._first_wait:
             return
         self._first_wait = now
@@ -371,7 +383,7 @@ class StageClock:
         if chosen or not self._in_order:  # then any of them can be the next, and one that is measured may be
             self._starved = {}
             self._engine_before = [self._engine[kind] for kind in _ENGINE]
-            self._full = True
+            self.full = True
 
     def waited(self, now: int) -> None:
         """The consumer has waited."""
@@ -379,23 +391,27 @@ class StageClock:
         totals.ns[_WAIT] += ns
         totals.counts[_WAIT] += 1
         self._waits += ns
-        self._wait_from = 0
+        self._waited = now
 
     def leave(self, position: int, items: int) -> None:
         """`next()` returns a batch."""
-        now = self._left = self.clock()
-        totals = self.totals
+        totals, now = self.totals, self._waited
+        if not self._first_wait:
+            now = self.clock()
+            if self._left:
+                self._stepped(now)
+        self._left = now
         totals.batches += 1
         totals.items += items
         if position != self._next:
             # Batches that are left out have none of their own; else this happens where they come as they are done.
             self._in_order = self._in_order and position > self._next
         self._next = position + 1
-        begin, waited, full = self._first_wait, self._waits, self._full
+        begin, waited, full = self._first_wait, self._waits, self.full
         self._first_wait = self._waits = 0
-        self._full = False
-        if position in self._ways:
-            way = self._ways.pop(position)
+        self.full = False
+        if position in self.ways:
+            way = self.ways.pop(position)
             causes: dict[Cause, int] = {}
             if begin and full and self._base is not None:
                 causes = self._blame(way, begin, waited)
@@ -409,6 +425,7 @@ class StageClock:
                     self.trace.span("consumer", "wait", begin, begin + waited, args)
         if self._base is None:
             self._looked = now
+            self.look_at = now + _LOOK_NS
             self._base = totals.snapshot(now)
             self._recent.append(self._base)
         elif now - self._recent[-1].at > _SNAPSHOT_NS or totals.batches == _SOON:
@@ -494,7 +511,7 @@ def _cost() -> float:
         clock.placed(found, 0, clock.clock(), copying=False)
         clock.waited(clock.clock())
         clock.leave(position, 1)
-        clock._looked -= _LOOK_NS
+        clock.look_at = 0
         clock.look(slots, 0)
 
     return cost(batch)

@@ -113,7 +113,8 @@ class Stream:
             LoaderError, TooManyBadItems, WorkerDied, WorkerStartError, PlacementError: the loader has failed; again at
                 every call.
         """
-        self._runner.stages.enter()
+        if self._runner.stages.trace is not None:
+            self._runner.stages.enter()
         if self._recent is not None and len(self._recent) == self._recent.maxlen:
             self._check_kept(self._recent[0])
         if not self.interrupted and self._ended is None:
