@@ -10,6 +10,8 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
+from hydrax_gpu._stages import Totals
+
 from .harness import Experiment, Goal, Metric, target_case
 from .workloads import SMALL_ITEMS, load_small
 
@@ -41,14 +43,16 @@ class Unmeasured:
     """Stands in the place of a loader's clock: has its hooks, none of which does anything."""
 
     trace = None
-    ways = unsent = ()
-    full = False
+    ways = unsent = chunks = cached = ()
+    full = awaited = False
+    waits = waited_ns = 0
     look_at = 1
+    totals = Totals()
 
     def nothing(self, *args: Any, **more: Any) -> int:
         return 0
 
-    clock = enter = wait = waited = leave = look = sent = result = dispatched = placed = nothing
+    clock = enter = wait = leave = look = sent = result = dispatched = placed = nothing
     dropped = gone = lost = ready = copied = retired = close = nothing
 
 
@@ -84,6 +88,8 @@ def measure(executor: str, measured: bool = True) -> dict[str, Any]:
 
         def block(on: bool) -> float:
             on = on and measured
+            clock.ways.clear()  # of batches that will be handed out in the other's blocks
+            clock.chunks.clear()
             runner.stages, plans[-1] = (clock, second) if on else (nothing, first)
             begin = time.process_time_ns()
             for batch in islice(loader, BLOCK):

@@ -43,7 +43,7 @@ from hydrax_gpu._engine.messages import (
     Unsent,
     name_items,
 )
-from hydrax_gpu._engine.stages import StageClock
+from hydrax_gpu._engine.stages import LOAD, StageClock
 from hydrax_gpu._engine.unsendable import unsendable
 from hydrax_gpu._exec.chunk import describe
 from hydrax_gpu._exec.protocol import Executor, Result, Task, Unreadable, WorkerReady
@@ -305,7 +305,12 @@ class Runner:
     def _count(self, result: Result) -> None:
         self.counters.chunks += 1
         self.counters.busy_ns += max(0, result.busy_ns)
-        self.stages.result(result.worker, result.chunk, result.busy_ns, result.decode_ns, result.end_ns)
+        stages, busy = self.stages, result.busy_ns
+        if stages.chunks or stages.cached or result.decode_ns or busy < 0:
+            stages.result(result.worker, result.chunk, busy, result.decode_ns, result.end_ns)
+        else:
+            stages.totals.ns[LOAD] += busy
+            stages.totals.counts[LOAD] += 1
         if result.caches is not None and self.caches is not None:
             self.caches.count(result.caches)
         if result.counts:

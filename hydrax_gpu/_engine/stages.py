@@ -25,11 +25,11 @@ from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._stages import Cause, Kind, Part, Stages, Totals
 
-__all__ = ["StageClock", "TraceSink"]
+__all__ = ["LOAD", "StageClock", "TraceSink"]
 
 _LOOK_NS = 1_000_000
 """The slots are counted at most this often; what they were in between is what they are then."""
-_LOOK_QUICK_NS = 2_000_000
+_LOOK_QUICK_NS = 10_000_000
 """The same where batches are quick."""
 _LOOK_IN_WAIT_NS = 200_000
 """The same while the consumer waits for a batch that is measured in full."""
@@ -43,10 +43,11 @@ _SLOW_NS = 100_000_000
 """At that time a batch nobody need ask what that costs."""
 
 # Plain integers and names of this module: an enumeration's members cost a call each time that they are looked up.
-_PLAN, _QUEUE, _READ, _LOAD, _DECODE, _PLACEMENT, _COPY, _FENCE, _WAIT, _STEP = map(int, Kind)
+_PLAN, _QUEUE, _READ, LOAD, _DECODE, _PLACEMENT, _COPY, _FENCE, _WAIT, _STEP = map(int, Kind)
 _STATES = tuple(SlotState[name] for name in ("FREE", "FILLING", "FULL", "LENT", "COPYING", "RETIRED"))
 _PARTS = tuple(part.name.lower() for part in Part)
 
+_HANDOVER = int(Cause.HANDOVER)
 _ENGINE = (_PLAN, _PLACEMENT, _FENCE)
 
 
@@ -124,10 +125,12 @@ class StageClock:
         clock: nanoseconds, of which zero does not matter.
         cost_ns: what measuring one batch in full costs; found out when it is first needed, if it is None.
 
-    `enter`, `wait`, `waited` and `leave` are called by the consumer, the others by whoever drives the runner, with its
-    lock. What need not be called is not, as between two quick batches each call costs many times what it costs in a
-    row: `enter` without a trace, `dispatched` and `placed` while there are neither `ways` nor a `full` wait, `sent`
-    without `unsent`, and `look` before `look_at`.
+    `enter`, `wait` and `leave` are called by the consumer, the others by whoever drives the runner, with its lock.
+
+    Between two quick batches a call takes many times what it takes in a row, so what need not be called is not: `enter`
+    without a trace, `wait` for what is not `awaited`, `dispatched` and `placed` while there are neither `ways` nor a
+    `full` wait, `result` of what was loaded without `decode`, `cached` or `chunks`, `sent` without `unsent`, and `look`
+    before `look_at`.
     """
 
     def __init__(
@@ -145,8 +148,8 @@ class StageClock:
         self._in_order = True
         self.ways: dict[int, _Way] = {}  # by position
         self.unsent: list[_Way] = []
-        self._chunks: dict[int, tuple[int, int, int, int]] = {}  # → worker, position, items, when it was dispatched
-        self._cached: set[int] = set()  # chunks that are read from a cache
+        self.chunks: dict[int, tuple[int, int, int, int]] = {}  # → worker, position, items, when it was dispatched
+        self.cached: set[int] = set()  # chunks that are read from a cache
         self._copies: dict[int, tuple[int, str, int]] = {}  # by slot
         self._pids: dict[int, int] = {}
         self._looked = 0
@@ -154,11 +157,11 @@ class StageClock:
         self._left = 0
         self._left_with: tuple[str, int] = "", 0
         self._held = 0
-        self._waits = 0
-        self._wait_from = 0  # when the last wait began
-        self._waited = 0  # and ended
+        self.awaited = True  # whether a wait for the next batch is measured in full
+        self.waits = 0  # since the last batch; these two are written by `next()` itself
+        self.waited_ns = 0
         self._first_wait = 0  # when the first of those since the last batch did
-        self._starved: dict[Cause, int] = {}  # in these waits
+        self._starved = [0] * len(Cause)  # in these waits
         self._engine = [0] * len(Kind)  # what the engine has done itself, as far as it was measured, by `Kind`
         self._engine_before = [0] * len(_ENGINE)  # when these waits began
         self._base: Totals | None = None  # at the first batch: what was before is start-up
@@ -199,7 +202,7 @@ class StageClock:
         `cached` tells whether the worker is to read it from a cache.
         """
         if cached:
-            self._cached.add(chunk)
+            self.cached.add(chunk)
         way = self.ways.get(plan.position)
         if way is None:
             if self.full:
@@ -208,7 +211,7 @@ class StageClock:
         now = self.clock()
         self.totals.ns[_PLAN] += (now - begin) * way.weight
         self._engine[_PLAN] += now - begin
-        self._chunks[chunk] = worker, plan.position, items, now - begin
+        self.chunks[chunk] = worker, plan.position, items, now - begin
         if self.trace is not None:
             self.trace.span("engine", "send", begin, now, {"batch": way.number, "items": items, "worker": worker})
         if not self.unsent or self.unsent[-1] is not way:
@@ -229,23 +232,23 @@ class StageClock:
     def result(self, worker: int, chunk: int, busy: int, decode: int, end: int) -> None:
         """A chunk is done; `busy` is negative when it is not known how long that took, and will come again then."""
         if busy < 0:
-            known = self._chunks.get(chunk)
+            known = self.chunks.get(chunk)
             if known is not None and (way := self.ways.get(known[1])) is not None:
                 way.end = max(way.end, self.clock())
             return
         totals = self.totals
-        kind = _LOAD
-        if self._cached and chunk in self._cached:
-            self._cached.remove(chunk)
+        kind = LOAD
+        if self.cached and chunk in self.cached:
+            self.cached.remove(chunk)
             kind = _READ
         totals.ns[kind] += busy - decode
         totals.counts[kind] += 1
         if decode:
             totals.ns[_DECODE] += decode
             totals.counts[_DECODE] += 1
-        if chunk not in self._chunks:
+        if chunk not in self.chunks:
             return
-        known = self._chunks.pop(chunk)
+        known = self.chunks.pop(chunk)
         begin = end - busy
         way = self.ways.get(known[1])
         number = "" if way is None else way.number
@@ -267,13 +270,13 @@ class StageClock:
 
     def gone(self, chunk: int) -> None:
         """Nothing will come of a chunk any more."""
-        self._chunks.pop(chunk, None)
-        self._cached.discard(chunk)
+        self.chunks.pop(chunk, None)
+        self.cached.discard(chunk)
 
     def lost(self, worker: int) -> None:
         """A worker is lost with all that it was given."""
-        for chunk in [chunk for chunk, known in self._chunks.items() if known[0] == worker]:
-            del self._chunks[chunk]
+        for chunk in [chunk for chunk, known in self.chunks.items() if known[0] == worker]:
+            del self.chunks[chunk]
 
     def placed(self, plan: BatchPlan, slot: int, begin: int, *, copying: bool) -> None:
         """Placing a batch has taken since `begin`, and it is in the outbox in a moment."""
@@ -334,7 +337,7 @@ class StageClock:
                 numbers = (free, filling, full, ready, lent - ready, copying)
                 self.trace.level("slots", self._looked, dict(zip(_PARTS, numbers, strict=True)))
             if self.full and not (free or filling or full or ready):
-                self._starving(min(since, now - self._wait_from), lent, copying)
+                self._starving(min(since, now - self._first_wait), lent, copying)
         self._looked = now
         self.look_at = now + (_LOOK_NS if self._every == 1 else _LOOK_QUICK_NS)
 
@@ -342,7 +345,7 @@ class StageClock:
         """The consumer has waited for a slot."""
         # One batch is often held by the loop itself, until its variable is assigned the next one.
         cause = Cause.COPY if copying else Cause.HELD if 2 * self._count_held() > lent else Cause.RUNNING
-        self._starved[cause] = self._starved.get(cause, 0) + ns
+        self._starved[cause] += ns
 
     def _count_held(self) -> int:
         """How many slots Python objects refer to."""
@@ -355,24 +358,18 @@ class StageClock:
     # The consumer's side.
 
     def enter(self) -> None:
-        """`next()` begins. When it is not told, it begins where the wait does, or where it returns without one."""
+        """`next()` begins. If that is not told, a step ends where the next batch is returned, less the waits for it."""
         if self._left:
-            self._stepped(self.clock())
-
-    def _stepped(self, now: int) -> None:
-        totals = self.totals
-        totals.ns[_STEP] += now - self._left
-        totals.counts[_STEP] += 1
-        if self.trace is not None:
-            number, items = self._left_with
-            self.trace.span("consumer", "step", self._left, now, {"batch": number, "items": items})
-        self._left = 0
+            now = self.clock()
+            self.totals.ns[_STEP] += now - self._left
+            self.totals.counts[_STEP] += 1
+            if self.trace is not None:
+                number, items = self._left_with
+                self.trace.span("consumer", "step", self._left, now, {"batch": number, "items": items})
+            self._left = 0
 
     def wait(self, now: int) -> None:
         """The consumer begins to wait."""
-        self._wait_from = now
-        if self._left:
-            self._stepped(now)
         if self._first_wait:
             return
         self._first_wait = now
@@ -381,25 +378,21 @@ class StageClock:
             self._held = self._count_held()
             self.totals.held += self._held * self._every
         if chosen or not self._in_order:  # then any of them can be the next, and one that is measured may be
-            self._starved = {}
+            self._starved = [0] * len(Cause)
             self._engine_before = [self._engine[kind] for kind in _ENGINE]
             self.full = True
 
-    def waited(self, now: int) -> None:
-        """The consumer has waited."""
-        totals, ns = self.totals, now - self._wait_from
-        totals.ns[_WAIT] += ns
-        totals.counts[_WAIT] += 1
-        self._waits += ns
-        self._waited = now
-
     def leave(self, position: int, items: int) -> None:
         """`next()` returns a batch."""
-        totals, now = self.totals, self._waited
-        if not self._first_wait:
-            now = self.clock()
-            if self._left:
-                self._stepped(now)
+        totals, waited = self.totals, self.waited_ns
+        now = self.clock()
+        if self.waits:
+            totals.ns[_WAIT] += waited
+            totals.counts[_WAIT] += self.waits
+            self.waited_ns = self.waits = 0
+        if self._left:
+            totals.ns[_STEP] += now - self._left - waited
+            totals.counts[_STEP] += 1
         self._left = now
         totals.batches += 1
         totals.items += items
@@ -407,21 +400,21 @@ class StageClock:
             # Batches that are left out have none of their own; else this happens where they come as they are done.
             self._in_order = self._in_order and position > self._next
         self._next = position + 1
-        begin, waited, full = self._first_wait, self._waits, self.full
-        self._first_wait = self._waits = 0
-        self.full = False
+        self.awaited = not self._next % self._every or not self._in_order
+        begin, full = self._first_wait, self.full
+        self._first_wait, self.full = 0, False
         if position in self.ways:
             way = self.ways.pop(position)
-            causes: dict[Cause, int] = {}
+            causes: list[int] = []
             if begin and full and self._base is not None:
                 causes = self._blame(way, begin, waited)
-                for cause, ns in causes.items():
+                for cause, ns in enumerate(causes):
                     totals.causes[cause] += ns * way.weight
             if self.trace is not None:
                 self._left_with = way.number, items
                 if begin:
                     args: dict[str, Any] = {"batch": way.number, "held": self._held}
-                    args["for_us"] = {cause.name.lower(): ns / 1000 for cause, ns in causes.items() if ns}
+                    args["for_us"] = {Cause(cause).name.lower(): ns / 1000 for cause, ns in enumerate(causes) if ns}
                     self.trace.span("consumer", "wait", begin, begin + waited, args)
         if self._base is None:
             self._looked = now
@@ -440,12 +433,13 @@ class StageClock:
         if self._cost_ns is None and period < _SLOW_NS:
             self._cost_ns = _cost()
         self._every = 1 if self._cost_ns is None else interval(period, self._cost_ns)
+        self.awaited = not self._next % self._every or not self._in_order
 
-    def _blame(self, way: _Way, begin: int, waited: int) -> dict[Cause, int]:
-        """What a wait was for that began at `begin`."""
+    def _blame(self, way: _Way, begin: int, waited: int) -> list[int]:
+        """What a wait was for that began at `begin`, by `Cause`."""
         end = begin + waited
         at = begin
-        causes = dict(self._starved)
+        causes = self._starved
 
         def until(time: int) -> int:
             nonlocal at
@@ -453,22 +447,21 @@ class StageClock:
             passed, at = time - at, time
             return passed
 
-        idle = max(0, until(way.planning) - sum(causes.values()))
-        causes[Cause.PLAN] = until(min(way.sent, way.begin or way.sent))
-        causes[Cause.QUEUE] = until(way.begin)
+        idle = max(0, until(way.planning) - sum(causes))
+        causes[_PLAN] = until(min(way.sent, way.begin or way.sent))
+        causes[_QUEUE] = until(way.begin)
         loading = until(way.end)
-        decode = loading * way.decode // way.busy if way.busy else 0
-        causes[Cause.READ if way.cached else Cause.LOAD], causes[Cause.DECODE] = loading - decode, decode
+        causes[_DECODE] = loading * way.decode // way.busy if way.busy else 0
+        causes[_READ if way.cached else LOAD] = loading - causes[_DECODE]
         idle += until(way.placing)
-        causes[Cause.PLACEMENT] = until(way.placed)
+        causes[_PLACEMENT] = until(way.placed)
         idle += until(end)
         for kind, before in zip(_ENGINE, self._engine_before, strict=True):
-            cause = Cause(kind)
-            done = self._engine[kind] - before - causes.get(cause, 0)
+            done = self._engine[kind] - before - causes[kind]
             instead = min(idle, max(0, done))
-            causes[cause] = causes.get(cause, 0) + instead
+            causes[kind] += instead
             idle -= instead
-        causes[Cause.HANDOVER] = idle
+        causes[_HANDOVER] = idle
         return causes
 
     # What came of it.
@@ -509,7 +502,7 @@ def _cost() -> float:
         clock.sent()
         clock.result(0, position, 1, 0, clock.clock())
         clock.placed(found, 0, clock.clock(), copying=False)
-        clock.waited(clock.clock())
+        clock.waited_ns, clock.waits = 1, 1
         clock.leave(position, 1)
         clock.look_at = 0
         clock.look(slots, 0)

@@ -177,7 +177,9 @@ class Stream:
         """Drives the engine here until there is a batch."""
         runner, inbox = self._runner, self._runner.inbox
         begin = time.perf_counter_ns()
-        runner.stages.wait(begin)
+        stages = runner.stages
+        if stages.awaited:
+            stages.wait(begin)
         inbox.consumer = threading.get_ident()
         runner.consumer_drives = True
         try:
@@ -221,7 +223,8 @@ class Stream:
             raise
         finally:
             runner.consumer_left_ns = end = time.perf_counter_ns()
-            runner.stages.waited(end)
+            stages.waits += 1
+            stages.waited_ns += end - begin
             runner.consumer_drives = False
             self.wait_ns += end - begin
             self.waits += 1
