@@ -21,11 +21,12 @@ from functools import cache
 from typing import Any, Protocol
 
 from hydrax_gpu._engine.sampling import cost, interval
+from hydrax_gpu._engine.tracing import TraceSink
 from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._stages import Cause, Kind, Part, Stages, Totals
 
-__all__ = ["LOAD", "StageClock", "TraceSink"]
+__all__ = ["LOAD", "StageClock"]
 
 _LOOK_NS = 1_000_000
 """The slots are counted at most this often; what they were in between is what they are then."""
@@ -49,31 +50,6 @@ _PARTS = tuple(part.name.lower() for part in Part)
 
 _HANDOVER = int(Cause.HANDOVER)
 _ENGINE = (_PLAN, _PLACEMENT, _FENCE)
-
-
-class TraceSink(Protocol):
-    """What is written down of single events; see `hydrax_gpu.trace`. All times are of `time.perf_counter_ns`."""
-
-    def span(self, track: str, name: str, begin: int, end: int, args: Mapping[str, Any]) -> None:
-        """Something that took a while, on one of the tracks `engine`, `placement`, `copy` and `consumer`."""
-        ...
-
-    def chunk(self, pid: int, worker: int, name: str, begin: int, end: int, args: Mapping[str, Any]) -> None:
-        """What a worker did."""
-        ...
-
-    def level(self, name: str, at: int, values: Mapping[str, float]) -> None:
-        """Numbers that hold from now on."""
-        ...
-
-    def close(self) -> None:
-        """Nothing more will come."""
-        ...
-
-    @property
-    def note(self) -> str | None:
-        """Why not all of it is there."""
-        ...
 
 
 class Lent(Protocol):
