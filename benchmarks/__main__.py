@@ -25,6 +25,7 @@ from . import (
     shards,
     soak,
     sources,
+    stages,
     startup,
     table,
 )
@@ -34,6 +35,7 @@ from .workloads import make_large_file, make_record_file
 
 NAMES = (
     *("items", "bytes", "overlap", "startup", "handover", "plan", "shards", "scale", "kernels", "cache", "sources"),
+    "stages",
     "jpeg",
 )
 SLOW = ("soak",)
@@ -230,6 +232,8 @@ def _without_gpu(options: argparse.Namespace, stack: ExitStack) -> Iterator[Expe
         yield from cache.experiments()
     if "sources" in options.only:
         yield from sources.experiments(**times)
+    if "stages" in options.only:
+        yield from stages.experiments()
     if "jpeg" in options.only:
         # these need NumPy and Pillow, which nothing else here does
         from . import jpeg, photos

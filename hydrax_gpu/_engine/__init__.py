@@ -10,9 +10,9 @@ from hydrax_gpu._engine.inbox import EpollInbox as EpollInbox
 from hydrax_gpu._engine.runner import Runner as Runner
 from hydrax_gpu._engine.signals import InterruptGuard as InterruptGuard
 from hydrax_gpu._engine.stages import StageClock as StageClock
-from hydrax_gpu._engine.stages import TraceSink as TraceSink
 from hydrax_gpu._engine.stream import Stream as Stream
 from hydrax_gpu._engine.stream import close_at_exit as close_at_exit
 from hydrax_gpu._engine.stream import positions_after as positions_after
 from hydrax_gpu._engine.stream import running_streams as running_streams
+from hydrax_gpu._engine.tracing import TraceSink as TraceSink
 from hydrax_gpu._engine.watch import holders as holders

@@ -43,7 +43,7 @@ from hydrax_gpu._engine.messages import (
     Unsent,
     name_items,
 )
-from hydrax_gpu._engine.stages import StageClock
+from hydrax_gpu._engine.stages import LOAD, StageClock
 from hydrax_gpu._engine.unsendable import unsendable
 from hydrax_gpu._exec.chunk import describe
 from hydrax_gpu._exec.protocol import Executor, Result, Task, Unreadable, WorkerReady
@@ -246,7 +246,9 @@ class Runner:
         Returns:
             Seconds after which to come again although nothing happens; None for never.
         """
-        self.stages.look(self.core.slots, self.core.unread)
+        stages = self.stages
+        if stages.full or stages.clock() >= stages.look_at:
+            stages.look(self.core.slots, self.core.unread)
         for message in self.inbox.take(events):
             self.handle(message)
         taken = self.taken
@@ -258,7 +260,8 @@ class Runner:
                 self.handle(Copied(slot, generation))
         self.wants_taken = self.core.waits_for_consumer
         self.executor.flush()  # at the end of every turn, or an answer to what is still queued would be waited for
-        self.stages.sent()
+        if stages.unsent:
+            stages.sent()
         if self._placer.deferred and self.core.starved:
             # JAX drops its references to NumPy memory only when something calls into it, and a consumer that waits
             # in next() never will. So we do.
@@ -302,7 +305,12 @@ class Runner:
     def _count(self, result: Result) -> None:
         self.counters.chunks += 1
         self.counters.busy_ns += max(0, result.busy_ns)
-        self.stages.result(result.worker, result.chunk, result.busy_ns, result.decode_ns, result.end_ns)
+        stages, busy = self.stages, result.busy_ns
+        if stages.chunks or stages.cached or result.decode_ns or busy < 0:
+            stages.result(result.worker, result.chunk, busy, result.decode_ns, result.end_ns)
+        else:
+            stages.totals.ns[LOAD] += busy
+            stages.totals.counts[LOAD] += 1
         if result.caches is not None and self.caches is not None:
             self.caches.count(result.caches)
         if result.counts:
@@ -368,7 +376,8 @@ class Runner:
             items = indices if self._plain[group] else list(map(data.__getitem__, indices))
             task = Task(effect.chunk, load.slot, group, begin, items, seeds, decode, keys, encode)
             self.executor.submit(effect.worker, task)
-            self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start)
+            if self.stages.ways or self.stages.full:
+                self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start)
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
             self._messages.append(Unsent(effect.worker, effect.chunk, unsendable(data, indices, error)))
@@ -433,6 +442,7 @@ class Runner:
         if shared is not None:
             lent = Lent(slot, weakref.ref(batch), {name: weakref.ref(arrays[name]) for name in shared})
         bad = load.bad_items() if load.failures else ()
-        self.stages.placed(plan, slot, begin, copying=copying)
+        if self.stages.ways or self.stages.full:
+            self.stages.placed(plan, slot, begin, copying=copying)
         self.outbox.put(Delivery(plan.position, batch, bad, lent, plan.valid))
         self._messages.append(Placed(slot, generation, lent is not None, copying))

@@ -7,7 +7,8 @@ A wait is put down to what its own batch was at meanwhile, in the order of its w
 loading, placing. What is left is put down to what the engine did instead, and to nobody in the end (`HANDOVER`). So a
 stage that is slow, but hidden behind another, is not blamed.
 
-Batches that are quicker than half a millisecond are not all looked at, but every seventh, which counts seven times.
+Of quick batches, one in so many is measured in full, and counts that many times (`_engine.sampling`). Of all of them
+there are the numbers of batches and items, waits and steps, loading and decoding, and fences, with how long they took.
 """
 
 from __future__ import annotations
@@ -16,52 +17,39 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, Protocol
 
+from hydrax_gpu._engine.sampling import cost, interval
+from hydrax_gpu._engine.tracing import TraceSink
 from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._stages import Cause, Kind, Part, Stages, Totals
 
-__all__ = ["StageClock", "TraceSink"]
+__all__ = ["LOAD", "StageClock"]
 
-_LOOK_NS = 200_000
+_LOOK_NS = 1_000_000
 """The slots are counted at most this often; what they were in between is what they are then."""
+_LOOK_QUICK_NS = 10_000_000
+"""The same where batches are quick."""
+_LOOK_IN_WAIT_NS = 200_000
+"""The same while the consumer waits for a batch that is measured in full."""
 
 _SNAPSHOT_NS = 1_000_000_000
 _SNAPSHOTS = 10
 
-_QUICK_NS = 500_000
 _SOON = 32
-"""After so many batches it is first asked whether they are that quick."""
-_EVERY = 7
-"""A prime, so that what comes at every other or fourth batch is seen as often as it comes."""
+"""After so many batches it is first asked whether all of them can be measured in full."""
+_SLOW_NS = 100_000_000
+"""At that time a batch nobody need ask what that costs."""
 
-_ENGINE = (Kind.PLAN, Kind.PLACEMENT, Kind.FENCE)
+# Plain integers and names of this module: an enumeration's members cost a call each time that they are looked up.
+_PLAN, _QUEUE, _READ, LOAD, _DECODE, _PLACEMENT, _COPY, _FENCE, _WAIT, _STEP = map(int, Kind)
+_STATES = tuple(SlotState[name] for name in ("FREE", "FILLING", "FULL", "LENT", "COPYING", "RETIRED"))
+_PARTS = tuple(part.name.lower() for part in Part)
 
-
-class TraceSink(Protocol):
-    """What is written down of single events; see `hydrax_gpu.trace`. All times are of `time.perf_counter_ns`."""
-
-    def span(self, track: str, name: str, begin: int, end: int, args: Mapping[str, Any]) -> None:
-        """Something that took a while, on one of the tracks `engine`, `placement`, `copy` and `consumer`."""
-        ...
-
-    def chunk(self, pid: int, worker: int, name: str, begin: int, end: int, args: Mapping[str, Any]) -> None:
-        """What a worker did."""
-        ...
-
-    def level(self, name: str, at: int, values: Mapping[str, float]) -> None:
-        """Numbers that hold from now on."""
-        ...
-
-    def close(self) -> None:
-        """Nothing more will come."""
-        ...
-
-    @property
-    def note(self) -> str | None:
-        """Why not all of it is there."""
-        ...
+_HANDOVER = int(Cause.HANDOVER)
+_ENGINE = (_PLAN, _PLACEMENT, _FENCE)
 
 
 class Lent(Protocol):
@@ -87,9 +75,10 @@ class _Way:
         "planned",
         "planning",
         "sent",
+        "weight",
     )
 
-    def __init__(self, planning: int, planned: int, number: str) -> None:
+    def __init__(self, planning: int, planned: int, number: str, weight: int) -> None:
         self.planning = planning
         self.planned = planned
         self.sent = planned
@@ -101,6 +90,7 @@ class _Way:
         self.decode = 0
         self.cached = False
         self.number = number
+        self.weight = weight  # how many batches it stands for
 
 
 class StageClock:
@@ -109,33 +99,47 @@ class StageClock:
     Args:
         workers: number of workers.
         clock: nanoseconds, of which zero does not matter.
+        cost_ns: what measuring one batch in full costs; found out when it is first needed, if it is None.
 
-    `enter`, `wait`, `waited` and `leave` are called by the consumer, the others by whoever drives the runner, with its
-    lock.
+    `enter`, `wait` and `leave` are called by the consumer, the others by whoever drives the runner, with its lock.
+
+    Between two quick batches a call takes many times what it takes in a row, so what need not be called is not: `enter`
+    without a trace, `wait` for what is not `awaited`, `dispatched` and `placed` while there are neither `ways` nor a
+    `full` wait, `result` of what was loaded without `decode`, `cached` or `chunks`, `sent` without `unsent`, and `look`
+    before `look_at`.
     """
 
-    def __init__(self, workers: int, *, clock: Callable[[], int] = time.perf_counter_ns) -> None:
+    def __init__(
+        self, workers: int, *, clock: Callable[[], int] = time.perf_counter_ns, cost_ns: float | None = None
+    ) -> None:
         self.clock = clock
         self.totals = Totals()
         self.lent: Mapping[int, Lent] = {}  # the batches that were handed out, by the slots that they share
         self._workers = workers
         self.trace: TraceSink | None = None  # where single events go as well
+        self._cost_ns = cost_ns
         self._every = 1
-        self._ways: dict[int, _Way] = {}  # by position
-        self._unsent: list[_Way] = []
-        self._chunks: dict[int, tuple[int, int, int, int]] = {}  # → worker, position, items, when it was dispatched
-        self._cached: set[int] = set()  # chunks that are read from a cache
-        self._copies: dict[int, tuple[int, str]] = {}  # by slot
+        self.full = False  # whether the consumer waits for a batch that is measured in full
+        self._next = 0  # the position that comes next, as long as they come in order
+        self._in_order = True
+        self.ways: dict[int, _Way] = {}  # by position
+        self.unsent: list[_Way] = []
+        self.chunks: dict[int, tuple[int, int, int, int]] = {}  # → worker, position, items, when it was dispatched
+        self.cached: set[int] = set()  # chunks that are read from a cache
+        self._copies: dict[int, tuple[int, str, int]] = {}  # by slot
         self._pids: dict[int, int] = {}
         self._looked = 0
+        self.look_at = 0  # when the slots are to be counted next
         self._left = 0
         self._left_with: tuple[str, int] = "", 0
         self._held = 0
-        self._waits = 0
-        self._wait_from = 0  # when the wait that is under way began
+        self.awaited = True  # whether a wait for the next batch is measured in full
+        self.waits = 0  # since the last batch; these two are written by `next()` itself
+        self.waited_ns = 0
         self._first_wait = 0  # when the first of those since the last batch did
-        self._starved: dict[Cause, int] = {}  # in these waits
-        self._engine = [0] * len(_ENGINE)
+        self._starved = [0] * len(Cause)  # in these waits
+        self._engine = [0] * len(Kind)  # what the engine has done itself, as far as it was measured, by `Kind`
+        self._engine_before = [0] * len(_ENGINE)  # when these waits began
         self._base: Totals | None = None  # at the first batch: what was before is start-up
         self._recent: deque[Totals] = deque(maxlen=_SNAPSHOTS)
 
@@ -146,13 +150,20 @@ class StageClock:
 
         def planned(position: int) -> BatchPlan:
             if position % self._every:
-                return plan(position)
+                if not self.full:
+                    return plan(position)
+                begin = self.clock()
+                result = plan(position)
+                self._engine[_PLAN] += self.clock() - begin
+                return result
             begin = self.clock()
             result = plan(position)
             end = self.clock()
-            self._add(Kind.PLAN, end - begin)
+            weight = self._every
+            self._add(_PLAN, end - begin, weight)
+            self._engine[_PLAN] += end - begin
             kind = "validation" if result.validation else "batch"
-            way = self._ways[position] = _Way(begin, end, f"{kind} {position}")
+            way = self.ways[position] = _Way(begin, end, f"{kind} {position}", weight)
             if self.trace is not None:
                 self.trace.span("engine", "plan", begin, end, {"batch": way.number, "items": result.valid})
             return result
@@ -167,25 +178,28 @@ class StageClock:
         `cached` tells whether the worker is to read it from a cache.
         """
         if cached:
-            self._cached.add(chunk)
-        way = self._ways.get(plan.position)
+            self.cached.add(chunk)
+        way = self.ways.get(plan.position)
         if way is None:
+            if self.full:
+                self._engine[_PLAN] += self.clock() - begin
             return
         now = self.clock()
-        self.totals.ns[Kind.PLAN] += (now - begin) * self._every
-        self._chunks[chunk] = worker, plan.position, items, now - begin
+        self.totals.ns[_PLAN] += (now - begin) * way.weight
+        self._engine[_PLAN] += now - begin
+        self.chunks[chunk] = worker, plan.position, items, now - begin
         if self.trace is not None:
             self.trace.span("engine", "send", begin, now, {"batch": way.number, "items": items, "worker": worker})
-        if not self._unsent or self._unsent[-1] is not way:
-            self._unsent.append(way)
+        if not self.unsent or self.unsent[-1] is not way:
+            self.unsent.append(way)
 
     def sent(self) -> None:
         """All that was dispatched is on its way to the workers."""
-        if self._unsent:
+        if self.unsent:
             now = self.clock()
-            for way in self._unsent:
+            for way in self.unsent:
                 way.sent = now
-            self._unsent.clear()
+            self.unsent.clear()
 
     def ready(self, worker: int, pid: int) -> None:
         """A worker has started."""
@@ -194,80 +208,85 @@ class StageClock:
     def result(self, worker: int, chunk: int, busy: int, decode: int, end: int) -> None:
         """A chunk is done; `busy` is negative when it is not known how long that took, and will come again then."""
         if busy < 0:
-            known = self._chunks.get(chunk)
-            if known is not None and (way := self._ways.get(known[1])) is not None:
+            known = self.chunks.get(chunk)
+            if known is not None and (way := self.ways.get(known[1])) is not None:
                 way.end = max(way.end, self.clock())
             return
         totals = self.totals
-        kind = Kind.LOAD
-        if chunk in self._cached:
-            self._cached.remove(chunk)
-            kind = Kind.READ
+        kind = LOAD
+        if self.cached and chunk in self.cached:
+            self.cached.remove(chunk)
+            kind = _READ
         totals.ns[kind] += busy - decode
         totals.counts[kind] += 1
         if decode:
-            totals.ns[Kind.DECODE] += decode
-            totals.counts[Kind.DECODE] += 1
-        known = self._chunks.pop(chunk, None)
-        if known is None:
+            totals.ns[_DECODE] += decode
+            totals.counts[_DECODE] += 1
+        if chunk not in self.chunks:
             return
+        known = self.chunks.pop(chunk)
         begin = end - busy
-        way = self._ways.get(known[1])
+        way = self.ways.get(known[1])
         number = "" if way is None else way.number
         if self.trace is not None:
             queued = 0 if way is None else max(0, begin - way.planned - known[3])
             args = {"batch": number, "items": known[2], "decode_us": decode / 1000, "queued_us": queued / 1000}
-            self.trace.chunk(self._pids.get(worker, os.getpid()), worker, kind.name.lower(), begin, end, args)
+            self.trace.chunk(
+                self._pids.get(worker, os.getpid()), worker, "read" if kind == _READ else "load", begin, end, args
+            )
         if way is None:
             return
         since = max(way.planned + known[3], 0 if self._base is None else self._base.at)
-        self._add(Kind.QUEUE, max(0, begin - since))
+        self._add(_QUEUE, max(0, begin - since), way.weight)
         way.begin = min(way.begin or begin, begin)
         way.end = max(way.end, end)
         way.busy += busy
         way.decode += decode
-        way.cached = kind is Kind.READ
+        way.cached = kind == _READ
 
     def gone(self, chunk: int) -> None:
         """Nothing will come of a chunk any more."""
-        self._chunks.pop(chunk, None)
-        self._cached.discard(chunk)
+        self.chunks.pop(chunk, None)
+        self.cached.discard(chunk)
 
     def lost(self, worker: int) -> None:
         """A worker is lost with all that it was given."""
-        for chunk in [chunk for chunk, known in self._chunks.items() if known[0] == worker]:
-            del self._chunks[chunk]
+        for chunk in [chunk for chunk, known in self.chunks.items() if known[0] == worker]:
+            del self.chunks[chunk]
 
     def placed(self, plan: BatchPlan, slot: int, begin: int, *, copying: bool) -> None:
         """Placing a batch has taken since `begin`, and it is in the outbox in a moment."""
-        way = self._ways.get(plan.position)
+        way = self.ways.get(plan.position)
         if way is None:
+            if self.full:
+                self._engine[_PLACEMENT] += self.clock() - begin
             return
         way.placing, way.placed = begin, self.clock()
-        self._add(Kind.PLACEMENT, way.placed - begin)
+        self._add(_PLACEMENT, way.placed - begin, way.weight)
+        self._engine[_PLACEMENT] += way.placed - begin
         if copying:
-            self._copies[slot] = way.placed, way.number
+            self._copies[slot] = way.placed, way.number, way.weight
         if self.trace is not None:
             self.trace.span("placement", "place", begin, way.placed, {"batch": way.number, "items": plan.valid})
 
     def dropped(self, plan: BatchPlan) -> None:
         """A batch is left out."""
-        self._ways.pop(plan.position, None)
+        self.ways.pop(plan.position, None)
 
     def copied(self, slot: int) -> None:
         """The device has copied a slot, as far as anybody has looked."""
         known = self._copies.pop(slot, None)
         if known is not None:
             now = self.clock()
-            self._add(Kind.COPY, now - known[0])
+            self._add(_COPY, now - known[0], known[2])
             if self.trace is not None:
                 self.trace.span("copy", "copy", known[0], now, {"batch": known[1], "slot": slot})
 
     def retired(self, slot: int, begin: int) -> None:
         """Putting a fence up has taken since `begin`."""
         now = self.clock()
-        self.totals.ns[Kind.FENCE] += now - begin
-        self.totals.counts[Kind.FENCE] += 1
+        self._add(_FENCE, now - begin, 1)
+        self._engine[_FENCE] += now - begin
         if self.trace is not None:
             self.trace.span("placement", "fence", begin, now, {"slot": slot})
 
@@ -280,108 +299,123 @@ class StageClock:
         """
         now = self.clock()
         since = now - self._looked
-        if since < _LOOK_NS:
+        # A short wait, of which few are measured, is seen from its beginning to its end.
+        if now < self.look_at and not (self.full and (since >= _LOOK_IN_WAIT_NS or self._every > 1)):
             return
         if self._looked:
-            count = slots.count
-            free, filling, full = count(SlotState.FREE), count(SlotState.FILLING), count(SlotState.FULL)
-            lent, copying = count(SlotState.LENT), count(SlotState.COPYING) + count(SlotState.RETIRED)
+            free, filling, full, lent, copying, retired = map(slots.count, _STATES)
+            copying += retired
             ready = min(unread, lent)
             area = self.totals.slots
             for part, number in enumerate((free, filling, full, ready, lent - ready, copying)):
                 area[part] += number * since
             if self.trace is not None:
-                names = [part.name.lower() for part in Part]
                 numbers = (free, filling, full, ready, lent - ready, copying)
-                self.trace.level("slots", self._looked, dict(zip(names, numbers, strict=True)))
-            if self._wait_from and not (free or filling or full or ready):
-                self._starving(min(since, now - self._wait_from), lent, copying)
+                self.trace.level("slots", self._looked, dict(zip(_PARTS, numbers, strict=True)))
+            if self.full and not (free or filling or full or ready):
+                self._starving(min(since, now - self._first_wait), lent, copying)
         self._looked = now
+        self.look_at = now + (_LOOK_NS if self._every == 1 else _LOOK_QUICK_NS)
 
     def _starving(self, ns: int, lent: int, copying: int) -> None:
         """The consumer has waited for a slot."""
         # One batch is often held by the loop itself, until its variable is assigned the next one.
         cause = Cause.COPY if copying else Cause.HELD if 2 * self._count_held() > lent else Cause.RUNNING
-        self._starved[cause] = self._starved.get(cause, 0) + ns
+        self._starved[cause] += ns
 
     def _count_held(self) -> int:
         """How many slots Python objects refer to."""
         return sum(bool(lent.alive()) for lent in list(self.lent.values()))
 
-    def _add(self, kind: Kind, ns: int) -> None:
-        every = self._every
-        self.totals.ns[kind] += ns * every
-        self.totals.counts[kind] += every
+    def _add(self, kind: int, ns: int, weight: int) -> None:
+        self.totals.ns[kind] += ns * weight
+        self.totals.counts[kind] += weight
 
     # The consumer's side.
 
     def enter(self) -> None:
-        """`next()` begins."""
-        now = self.clock()
+        """`next()` begins. If that is not told, a step ends where the next batch is returned, less the waits for it."""
         if self._left:
-            self.totals.ns[Kind.STEP] += now - self._left
-            self.totals.counts[Kind.STEP] += 1
+            now = self.clock()
+            self.totals.ns[_STEP] += now - self._left
+            self.totals.counts[_STEP] += 1
             if self.trace is not None:
                 number, items = self._left_with
                 self.trace.span("consumer", "step", self._left, now, {"batch": number, "items": items})
             self._left = 0
 
-    def wait(self) -> None:
+    def wait(self, now: int) -> None:
         """The consumer begins to wait."""
-        now = self._wait_from = self.clock()
-        self._held = self._count_held()
-        self.totals.held += self._held
-        if not self._first_wait:
-            self._first_wait = now
-            self._starved = {}
-            ns = self.totals.ns
-            self._engine = [ns[kind] for kind in _ENGINE]
-
-    def waited(self) -> None:
-        """The consumer has waited."""
-        now = self.clock()
-        self.totals.ns[Kind.WAIT] += now - self._wait_from
-        self.totals.counts[Kind.WAIT] += 1
-        self._waits += now - self._wait_from
-        self._wait_from = 0
+        if self._first_wait:
+            return
+        self._first_wait = now
+        chosen = not self._next % self._every
+        if chosen:
+            self._held = self._count_held()
+            self.totals.held += self._held * self._every
+        if chosen or not self._in_order:  # then any of them can be the next, and one that is measured may be
+            self._starved = [0] * len(Cause)
+            self._engine_before = [self._engine[kind] for kind in _ENGINE]
+            self.full = True
 
     def leave(self, position: int, items: int) -> None:
         """`next()` returns a batch."""
-        now = self._left = self.clock()
-        totals = self.totals
+        totals, waited = self.totals, self.waited_ns
+        now = self.clock()
+        if self.waits:
+            totals.ns[_WAIT] += waited
+            totals.counts[_WAIT] += self.waits
+            self.waited_ns = self.waits = 0
+        if self._left:
+            totals.ns[_STEP] += now - self._left - waited
+            totals.counts[_STEP] += 1
+        self._left = now
         totals.batches += 1
         totals.items += items
-        way = self._ways.pop(position, None)
-        self._left_with = "" if way is None else way.number, items
-        if self._first_wait:
-            begin, waited = self._first_wait, self._waits
-            self._first_wait = self._waits = 0
-            args: dict[str, Any] = {"batch": self._left_with[0], "held": self._held}
-            if way is not None and self._base is not None:
+        if position != self._next:
+            # Batches that are left out have none of their own; else this happens where they come as they are done.
+            self._in_order = self._in_order and position > self._next
+        self._next = position + 1
+        self.awaited = not self._next % self._every or not self._in_order
+        begin, full = self._first_wait, self.full
+        self._first_wait, self.full = 0, False
+        if position in self.ways:
+            way = self.ways.pop(position)
+            causes: list[int] = []
+            if begin and full and self._base is not None:
                 causes = self._blame(way, begin, waited)
-                for cause, ns in causes.items():
-                    totals.causes[cause] += ns * self._every
-                args["for_us"] = {cause.name.lower(): ns / 1000 for cause, ns in causes.items() if ns}
+                for cause, ns in enumerate(causes):
+                    totals.causes[cause] += ns * way.weight
             if self.trace is not None:
-                self.trace.span("consumer", "wait", begin, begin + waited, args)
+                self._left_with = way.number, items
+                if begin:
+                    args: dict[str, Any] = {"batch": way.number, "held": self._held}
+                    args["for_us"] = {Cause(cause).name.lower(): ns / 1000 for cause, ns in enumerate(causes) if ns}
+                    self.trace.span("consumer", "wait", begin, begin + waited, args)
         if self._base is None:
             self._looked = now
+            self.look_at = now + _LOOK_NS
             self._base = totals.snapshot(now)
             self._recent.append(self._base)
-            return
-        last = self._recent[-1]
-        late = now - last.at > _SNAPSHOT_NS
-        if late:
-            self._recent.append(totals.snapshot(now))
-        if (late or totals.batches == _SOON) and self.trace is None:
-            period = (now - last.at) / max(1, totals.batches - last.batches)
-            self._every = _EVERY if period < _QUICK_NS else 1
+        elif now - self._recent[-1].at > _SNAPSHOT_NS or totals.batches == _SOON:
+            self._next_interval(now, self._recent[-1])
 
-    def _blame(self, way: _Way, begin: int, waited: int) -> dict[Cause, int]:
-        """What a wait was for that began at `begin`."""
+    def _next_interval(self, now: int, last: Totals) -> None:
+        if now - last.at > _SNAPSHOT_NS:
+            self._recent.append(self.totals.snapshot(now))
+        if self.trace is not None:
+            return
+        period = (now - last.at) / max(1, self.totals.batches - last.batches)
+        if self._cost_ns is None and period < _SLOW_NS:
+            self._cost_ns = _cost()
+        self._every = 1 if self._cost_ns is None else interval(period, self._cost_ns)
+        self.awaited = not self._next % self._every or not self._in_order
+
+    def _blame(self, way: _Way, begin: int, waited: int) -> list[int]:
+        """What a wait was for that began at `begin`, by `Cause`."""
         end = begin + waited
         at = begin
-        causes = dict(self._starved)
+        causes = self._starved
 
         def until(time: int) -> int:
             nonlocal at
@@ -389,22 +423,21 @@ class StageClock:
             passed, at = time - at, time
             return passed
 
-        idle = max(0, until(way.planning) - sum(causes.values()))
-        causes[Cause.PLAN] = until(min(way.sent, way.begin or way.sent))
-        causes[Cause.QUEUE] = until(way.begin)
+        idle = max(0, until(way.planning) - sum(causes))
+        causes[_PLAN] = until(min(way.sent, way.begin or way.sent))
+        causes[_QUEUE] = until(way.begin)
         loading = until(way.end)
-        decode = loading * way.decode // way.busy if way.busy else 0
-        causes[Cause.READ if way.cached else Cause.LOAD], causes[Cause.DECODE] = loading - decode, decode
+        causes[_DECODE] = loading * way.decode // way.busy if way.busy else 0
+        causes[_READ if way.cached else LOAD] = loading - causes[_DECODE]
         idle += until(way.placing)
-        causes[Cause.PLACEMENT] = until(way.placed)
+        causes[_PLACEMENT] = until(way.placed)
         idle += until(end)
-        for kind, before in zip(_ENGINE, self._engine, strict=True):
-            cause = Cause(kind)
-            done = self.totals.ns[kind] - before - causes.get(cause, 0)
+        for kind, before in zip(_ENGINE, self._engine_before, strict=True):
+            done = self._engine[kind] - before - causes[kind]
             instead = min(idle, max(0, done))
-            causes[cause] = causes.get(cause, 0) + instead
+            causes[kind] += instead
             idle -= instead
-        causes[Cause.HANDOVER] = idle
+        causes[_HANDOVER] = idle
         return causes
 
     # What came of it.
@@ -429,3 +462,25 @@ class StageClock:
         # the oldest snapshot is replaced at the next one, so this is of 9 to 10 seconds, once there are as many
         recent = None if len(self._recent) < 3 else Stages.of(self.totals.since(self._recent[0], now), self._workers)
         return Stages.of(whole, self._workers, recent)
+
+
+@cache
+def _cost() -> float:
+    """Nanoseconds that measuring one batch in full costs in this process."""
+    clock, slots = StageClock(1, cost_ns=0.0), SlotTable(3)
+    plan = clock.timed(lambda position: BatchPlan(position, False, 0, 0, 0, 0, 0, 1, 1, [0], None, 0))
+
+    def batch(position: int) -> None:
+        clock.enter()
+        clock.wait(clock.clock())
+        found = plan(position)
+        clock.dispatched(0, position, found, 1, clock.clock())
+        clock.sent()
+        clock.result(0, position, 1, 0, clock.clock())
+        clock.placed(found, 0, clock.clock(), copying=False)
+        clock.waited_ns, clock.waits = 1, 1
+        clock.leave(position, 1)
+        clock.look_at = 0
+        clock.look(slots, 0)
+
+    return cost(batch)

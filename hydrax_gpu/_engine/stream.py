@@ -113,7 +113,8 @@ class Stream:
             LoaderError, TooManyBadItems, WorkerDied, WorkerStartError, PlacementError: the loader has failed; again at
                 every call.
         """
-        self._runner.stages.enter()
+        if self._runner.stages.trace is not None:
+            self._runner.stages.enter()
         if self._recent is not None and len(self._recent) == self._recent.maxlen:
             self._check_kept(self._recent[0])
         if not self.interrupted and self._ended is None:
@@ -175,8 +176,10 @@ class Stream:
     def _wait(self) -> Entry:
         """Drives the engine here until there is a batch."""
         runner, inbox = self._runner, self._runner.inbox
-        begin = time.perf_counter()
-        runner.stages.wait()
+        begin = time.perf_counter_ns()
+        stages = runner.stages
+        if stages.awaited:
+            stages.wait(begin)
         inbox.consumer = threading.get_ident()
         runner.consumer_drives = True
         try:
@@ -219,10 +222,11 @@ class Stream:
             self._ended = Failed(_broken(error))
             raise
         finally:
-            runner.stages.waited()
-            runner.consumer_left_ns = time.perf_counter_ns()
+            runner.consumer_left_ns = end = time.perf_counter_ns()
+            stages.waits += 1
+            stages.waited_ns += end - begin
             runner.consumer_drives = False
-            self.wait_ns += int(1e9 * (time.perf_counter() - begin))
+            self.wait_ns += end - begin
             self.waits += 1
 
     def _let_the_engine_wake(self) -> None:
@@ -236,9 +240,9 @@ class Stream:
     def _stay_awake(self) -> bool:
         return self._closed or not self._runner.outbox.empty()
 
-    def _left(self, begin: float, for_ever: T) -> float | T:
+    def _left(self, begin: int, for_ever: T) -> float | T:
         """Seconds until a wait that began at `begin` is given up; `for_ever` when it never is."""
-        return for_ever if self._timeout is None else max(0.0, self._timeout - (time.perf_counter() - begin))
+        return for_ever if self._timeout is None else max(0.0, self._timeout - (time.perf_counter_ns() - begin) / 1e9)
 
 
 _running: weakref.WeakSet[Stream] = weakref.WeakSet()

@@ -40,7 +40,7 @@ class Life:
     def __init__(self, **delays: int) -> None:
         self.now = 5 * MS
         self.delays = delays
-        self.clock = StageClock(2, clock=lambda: self.now)
+        self.clock = StageClock(2, clock=lambda: self.now, cost_ns=5 * US)
         self.plan = self.clock.timed(self._plan)
         self.slots = SlotTable(3)
         self.clock.lent = {0: Kept("b"), 1: Kept("b" if "held" in delays else ""), 2: Kept("")}
@@ -75,7 +75,7 @@ class Life:
         clock, position = self.clock, self.position
         self.position += 1
         clock.enter()
-        clock.wait()
+        clock.wait(clock.clock())
         self.wait_for_slot()
         if "fence" in self.delays:
             begin = self.now
@@ -98,7 +98,7 @@ class Life:
         begin = self.now
         self.spend("placement")
         clock.placed(plan, 0, begin, copying="copy" in self.delays)
-        clock.waited()
+        clock.waits, clock.waited_ns = 1, clock.clock() - clock._first_wait
         clock.leave(position, plan.valid)
         self.spend("step")
 
@@ -142,11 +142,11 @@ def test_what_is_slow_and_hidden_is_not_blamed() -> None:
         life.now += 20 * MS
         clock.result(0, position, life.now - begin, 0, life.now)
         clock.enter()
-        clock.wait()
+        clock.wait(clock.clock())
         begin = life.now
         life.now += 3 * MS
         clock.placed(plan, 0, begin, copying=False)
-        clock.waited()
+        clock.waits, clock.waited_ns = 1, clock.clock() - clock._first_wait
         clock.leave(position, plan.valid)
     causes = clock.stages().causes()
     assert causes["load"] == 0 and causes["placement"] == pytest.approx(0.009)
@@ -161,15 +161,15 @@ def test_the_engine_is_blamed_for_what_it_does_instead() -> None:
         clock.dispatched(0, position, plan, plan.valid, life.now)
         clock.sent()
         clock.enter()
-        clock.wait()
+        clock.wait(clock.clock())
         clock.result(0, position, MS, 0, life.now)
         begin = life.now
         life.now += 30 * MS
-        life.clock._ways[other.position] = life.clock._ways[position]  # it is looked at, too
+        life.clock.ways[other.position] = life.clock.ways[position]  # it is looked at, too
         clock.dispatched(1, position + 1, other, other.valid, begin)
         begin = life.now
         clock.placed(plan, 0, begin, copying=False)
-        clock.waited()
+        clock.waits, clock.waited_ns = 1, clock.clock() - clock._first_wait
         clock.leave(position, plan.valid)
     causes = clock.stages().causes()
     assert max(causes, key=causes.__getitem__) == "plan" and causes["plan"] == pytest.approx(0.09, rel=0.01)
@@ -179,7 +179,7 @@ def test_quick_batches_are_looked_at_by_sample() -> None:
     life = Life(placement=150 * US)  # 0.4 ms a batch
     stages = life.stages(10_000)
     counts = life.clock.totals.counts
-    assert life.clock._every == 7 and not life.clock._ways and not life.clock._chunks
+    assert life.clock._every == 7 and not life.clock.ways and not life.clock.chunks
     assert counts[Kind.PLACEMENT] == pytest.approx(10_000, rel=0.01)
     assert stages["placement"].seconds == pytest.approx(1.5, rel=0.02)
     assert stages.causes()["placement"] == pytest.approx(1.5, rel=0.02)
@@ -225,11 +225,11 @@ def test_nothing_is_kept_of_chunks_that_do_not_come_back() -> None:
     clock.lost(0)
     clock.gone(2)
     clock.result(1, 1, -1, 0, 0)  # found to be done, and told later
-    assert set(clock._chunks) == {1}
+    assert set(clock.chunks) == {1}
     clock.result(1, 1, MS, 0, life.now)
     for position in range(3):
         clock.dropped(PLAN._replace(position=position))
-    assert not (clock._chunks or clock._ways or clock._cached)
+    assert not (clock.chunks or clock.ways or clock.cached)
 
 
 def test_how_many_more_workers() -> None:
