@@ -66,14 +66,14 @@ class Totals:
     __slots__ = ("at", "batches", "causes", "counts", "held", "items", "ns", "slots")
 
     def __init__(self, at: int = 0) -> None:
-        self.at = at
-        self.batches = 0
-        self.items = 0
-        self.counts = [0] * len(Kind)
-        self.ns = [0] * len(Kind)
-        self.causes = [0] * len(Cause)
-        self.slots = [0] * len(Part)
-        self.held = 0
+        self.at: int = at
+        self.batches: int = 0
+        self.items: int = 0
+        self.counts: list[int] = [0] * len(Kind)
+        self.ns: list[int] = [0] * len(Kind)
+        self.causes: list[int] = [0] * len(Cause)
+        self.slots: list[int] = [0] * len(Part)
+        self.held: int = 0
 
     def snapshot(self, at: int) -> Totals:
         """These, as of `at`."""

@@ -53,7 +53,7 @@ class Trace:
     def __init__(self, path: str | os.PathLike[str], *, limit_bytes: int = 256 << 20) -> None:
         if limit_bytes < 4096:
             raise ValueError(f"limit_bytes: got {limit_bytes!r}, wanted at least 4096")
-        self.path = Path(path)
+        self.path: Path = Path(path)
         """The file."""
         self.note: str | None = None
         """Why the trace is not complete, if it is not."""
