@@ -37,6 +37,7 @@ SCRIPT = textwrap.dedent("""
             signal.raise_signal(signal.SIGINT)
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have their background jobs ignore it
         group = DataGroup(4, range(1000), loader_arrays={"x": ((), "int32", "int32")})
         loader = Dataloader(fill, group, loader_count=2, executor=sys.argv[1])
         seen = 0
