@@ -85,8 +85,8 @@ def check_functions(loader_func: object, startup_func: object, placement_func: o
             raise TypeError(f"{name}: got {function!r}, wanted a callable")
 
 
-def new_executor(name: ExecutorName, spec: WorkSpec, arena: Arena, inbox: EpollInbox, workers: int) -> Executor:
-    """The executor of that name.
+def new_executor(name: ExecutorName, spec: WorkSpec, arena: Arena, inbox: EpollInbox, first: int) -> Executor:
+    """The executor of that name, with `first` workers in the beginning and as many at most as the arena has room for.
 
     Raises:
         TypeError: the loader function cannot be sent to worker processes; inbox and arena's file are closed then.
@@ -94,13 +94,13 @@ def new_executor(name: ExecutorName, spec: WorkSpec, arena: Arena, inbox: EpollI
     match name:
         case "process":
             try:
-                return ProcessExecutor(spec, arena, inbox, workers)
+                return ProcessExecutor(spec, arena, inbox, arena.shape.workers, first)
             except TypeError:  # nobody else would give their file descriptors back
                 inbox.close()
                 arena.mapping.close_fd()
                 raise
         case "thread":
-            return ThreadExecutor(spec, arena, inbox, workers)
+            return ThreadExecutor(spec, arena, inbox, arena.shape.workers, first)
         case "inline":
             return InlineExecutor(spec, arena, inbox)
 
@@ -165,7 +165,7 @@ def begin_trace(trace: Trace | None, runner: Runner, executor: str, depth: int) 
         RuntimeError: it is another loader's.
     """
     if trace is not None:
-        workers, cores = runner.executor.count, len(os.sched_getaffinity(0))
+        workers, cores = runner.stages.employed.now, len(os.sched_getaffinity(0))
         trace.open({"executor": executor, "workers": workers, "depth": depth, "cores": cores})
         runner.stages.trace = trace
 
@@ -265,7 +265,7 @@ def memory_report(arena: Arena | None, placer: _PlacerOf) -> dict[str, Any]:
     """What a `Report` says of the slots, and of how batches get out of them."""
     return {
         "delivery": tuple(placer.ways) if placer is not None else (),
-        "memory_bytes": arena.mapping.size if arena is not None else 0,
+        "memory_bytes": arena.nbytes if arena is not None else 0,
         "huge_pages": arena.mapping.huge if arena is not None else False,
         "device": placer.device_name if placer is not None else None,
         "device_memory_bytes": placer.device_bytes if placer is not None else 0,

@@ -38,7 +38,7 @@ def all_layouts(groups: Sequence[DataGroup[Any]]) -> tuple[list[Layout], list[in
 
 
 def check_workers(count: int, groups: Sequence[DataGroup[Any]]) -> None:
-    """Raises ValueError if there is nobody to load what is to be loaded."""
+    """Raises ValueError if there is nobody to load what is to be loaded; `count` is negative if it is not fixed."""
     loaded = [group for group in groups if group.loader_size is not None]
     if count == 0 and loaded:
         raise ValueError(

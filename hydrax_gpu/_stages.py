@@ -139,7 +139,7 @@ class Stages:
     items: int = 0
     """Items in these."""
     workers: int = 1
-    """Number of workers."""
+    """Number of workers; where that was tuned, the mean."""
     stages: tuple[Stage, ...] = ()
     """In the order of a batch's way. What workers do is `read` (from a cache), `load` (the loader function) and
     `decode` (of declared arrays), each without the others; `queue` is what chunks wait for a worker; `copy` is as long
@@ -206,7 +206,7 @@ class Stages:
         return "\n".join(lines)
 
     @staticmethod
-    def of(totals: Totals, workers: int, recent: Stages | None = None) -> Stages:
+    def of(totals: Totals, workers: float, recent: Stages | None = None) -> Stages:
         """The sums of a stretch, whose length is `totals.at`."""
         length = max(1, totals.at)
         stages: list[Stage] = []
@@ -228,7 +228,7 @@ class Stages:
             seconds=totals.at / 1e9,
             batches=totals.batches,
             items=totals.items,
-            workers=workers,
+            workers=max(1, round(workers)),
             stages=tuple(stages),
             slots=Slots(*(area / length for area in totals.slots)),
             handover_seconds=totals.causes[Cause.HANDOVER] / 1e9,

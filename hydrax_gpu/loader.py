@@ -28,7 +28,7 @@ from hydrax_gpu._assembly import (
     shards_of,
     with_files,
 )
-from hydrax_gpu._cachesetup import all_layouts, cache_infos, check_workers, open_caches
+from hydrax_gpu._cachesetup import all_layouts, cache_infos, open_caches
 from hydrax_gpu._engine import (
     Core,
     CoreConfig,
@@ -49,6 +49,7 @@ from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, first_validation, validation_of
 from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, to_state
 from hydrax_gpu._progress import Progress
+from hydrax_gpu._sizing import Sizing
 from hydrax_gpu.batch import Batch, CacheSink, make_batch, plan_of_batch
 from hydrax_gpu.group import DataGroup, cache_of, data_of, groups_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
@@ -97,8 +98,9 @@ class Dataloader(Generic[D]):
         validation: `("batch" | "epoch", interval, groups)`: after every so many training batches or epochs, a pass over
             these groups follows, without shuffling or seeds.
         depth: how many batches can exist at a time: being filled, waiting, or held by the consumer. With
-            `delivery="alias"` a batch counts until nothing refers to its arrays any more.
-        loader_count: number of workers. 0 when no group has `loader_arrays`: then one thread reads the caches.
+            `delivery="alias"` a batch counts until nothing refers to its arrays any more. "auto": see docs/tuning.md.
+        loader_count: number of workers. 0 when no group has `loader_arrays`: then one thread reads the caches. "auto":
+            chosen, and changed, while the loader runs, by what it measures. What batches hold does not depend on it.
         loader_nice: increment of the worker processes' niceness.
         cacher_count: number of threads that write what `Batch.cache` is given; with 0 it is written in that call. They
             are waited for when the `with` block is left, however it is, and at the interpreter's end. (What the loader
@@ -147,8 +149,8 @@ class Dataloader(Generic[D]):
         training: Groups[D],
         *,
         validation: tuple[Unit, int, Groups[D]] | None = None,
-        depth: int = 3,
-        loader_count: int = 1,
+        depth: int | Literal["auto"] = 3,
+        loader_count: int | Literal["auto"] = 1,
         loader_nice: int = 0,
         cacher_count: int = 1,
         start_at: tuple[int, int] | Mapping[str, Any] = (0, 0),
@@ -177,10 +179,7 @@ class Dataloader(Generic[D]):
         self._loader_func = loader_func
         self._startup_func = startup_func
         self._placement_func = placement_func
-        self._executor_name: ExecutorName = executor
         self._delivery: Delivery = delivery
-        self._depth = at_least("depth", depth, 1)
-        self._count = at_least("loader_count", loader_count, 0)
         self._nice = at_least("loader_nice", loader_nice, 0)
         self._cachers = at_least("cacher_count", cacher_count, 0)
         self._timeout = float(timeout_sec) if timeout_sec > 0 else None
@@ -198,10 +197,8 @@ class Dataloader(Generic[D]):
             mode, interval, groups = validation_of(validation)
             self._validation = groups_of("validation", groups)
             plan_validation = ValidationPlan(mode, interval, tuple(plan_of(g) for g in self._validation))
-        check_workers(self._count, (*self._training, *self._validation))
-        if self._count == 0:
-            self._count = 1
-            self._executor_name = "thread" if executor == "process" else executor
+        self._sizing = Sizing.of(depth, loader_count, executor, (*self._training, *self._validation))
+        self._executor_name: ExecutorName = self._sizing.executor
         self._plan = Plan(
             [plan_of(group) for group in self._training],
             validation=plan_validation,
@@ -263,7 +260,7 @@ class Dataloader(Generic[D]):
         log_remainders("validation", self._validation)
         stream = self._stream = self._build()
         try:
-            begin_trace(self._trace, stream.runner, self._executor_name, self._depth)
+            begin_trace(self._trace, stream.runner, self._executor_name, self._sizing.start.slots)
             stream.start()
             self._guard = InterruptGuard(stream, sigterm=bool(self._sigterm) and not self._several)
             self._guard.install()
@@ -334,8 +331,8 @@ class Dataloader(Generic[D]):
         raise RuntimeError(f"the Dataloader is not running: {state}. Use `with loader:` around the loop.")
 
     def _build(self) -> Stream:
-        workers = 1 if self._executor_name == "inline" else self._count
-        stages = StageClock(workers)
+        sizing = self._sizing
+        stages = StageClock(sizing.start.workers)
         groups = (*self._training, *self._validation)
         layouts, cached = all_layouts(groups)
         shards = self._shards
@@ -365,13 +362,10 @@ class Dataloader(Generic[D]):
             kernels=self._kernels.path if self._kernels is not None else None,
             caches={} if caches is None else caches.worker_specs(),
         )
-        arena = self._arena = Arena.create(
-            self._depth,
-            max(layout.nbytes for layout in layouts),
-            workers=workers,
-            shared=self._executor_name == "process",
-        )
-        executor = new_executor(self._executor_name, spec, arena, inbox, workers)
+        slot_size = max(layout.nbytes for layout in layouts)
+        limits = sizing.limits(slot_size)
+        arena = self._arena = sizing.arena(slot_size, limits)
+        executor = new_executor(self._executor_name, spec, arena, inbox, sizing.start.workers)
         placer = self._placer = new_placer(arena, layouts, self._delivery, self._placement_func, groups, cached, shards)
         # Not `self`: the engine must not keep the loader alive.
         self_training, self_validation = self._training, self._validation
@@ -381,8 +375,10 @@ class Dataloader(Generic[D]):
                 begin=self._position,
                 end=self._plan.end_position,
                 skip=frozenset(self._ahead),
-                depth=self._depth,
-                workers=workers,
+                depth=limits.slots,
+                workers=limits.workers,
+                first_depth=sizing.start.slots,
+                first_workers=sizing.start.workers,
                 ordered=self._deterministic,
                 whole_batches=self._executor_name == "inline",
                 together=hasattr(self._loader_func, "load_rows"),
@@ -413,7 +409,9 @@ class Dataloader(Generic[D]):
             stages=stages,
             caches=caches,
         )
-        return Stream(self._runner, threaded=self._executor_name != "inline", timeout=self._timeout, depth=self._depth)
+        self._runner.tuning = sizing.autotune(self._runner, arena, limits)
+        threaded = self._executor_name != "inline"
+        return Stream(self._runner, threaded=threaded, timeout=self._timeout, depth=sizing.start.slots)
 
     def _close(self) -> None:
         if self._left_ns or not self._entered_ns:
@@ -485,7 +483,8 @@ class Dataloader(Generic[D]):
         return Report(
             seconds=(end - self._entered_ns) / 1e9 if self._entered_ns else 0.0,
             executor=self._executor_name,
-            depth=self._depth,
+            depth=self._sizing.start.slots if self._runner is None else self._runner.core.slots.in_use,
+            tuning=self._sizing.tuning(self._runner),
             notes=notes_of(
                 self._plan, self._runner, self._placer, replaces=self._several and self._policy.mode == "drop"
             ),

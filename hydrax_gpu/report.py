@@ -8,10 +8,11 @@ from typing import Literal
 
 from hydrax_gpu._engine import WorkerDeath
 from hydrax_gpu._stages import Slots, Stage, Stages
+from hydrax_gpu._tuning import Tuning, TuningStep
 from hydrax_gpu._verdict import verdict
 from hydrax_gpu.policy import BadItems
 
-__all__ = ["CacheInfo", "Report", "Slots", "Stage", "Stages", "WorkerDeath", "WorkerInfo"]
+__all__ = ["CacheInfo", "Report", "Slots", "Stage", "Stages", "Tuning", "TuningStep", "WorkerDeath", "WorkerInfo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Report:
     workers: tuple[WorkerInfo, ...]
     """The workers that became ready."""
     depth: int
-    """Number of slots."""
+    """Number of slots; with `depth="auto"` of those in use."""
     delivery: tuple[str, ...]
     """For each group, training groups first, how its batches reach JAX: `alias`, `copy` or `user`; empty before the
     first batch."""
@@ -148,6 +149,8 @@ class Report:
     """What the time since the first batch went into."""
     caches: tuple[CacheInfo, ...] = ()
     """What was done with the groups' caches."""
+    tuning: Tuning | None = None
+    """What came of `loader_count="auto"` and `depth="auto"`; None without either."""
 
     @property
     def batches(self) -> int:
@@ -179,7 +182,12 @@ class Report:
         """
         if self.batches < 2:
             return "too few batches to tell"
-        return verdict(self.stages, executor=self.executor, depth=self.depth)
+        text = verdict(self.stages, executor=self.executor, depth=self.depth)
+        if self.tuning is not None and self.tuning.settled and not text.startswith("consumer-bound"):
+            text += (
+                f" (chosen automatically: {self.tuning.workers} workers, {self.tuning.depth} slots; {self.tuning.why})"
+            )
+        return text
 
     def __str__(self) -> str:
         lines = [
@@ -196,6 +204,9 @@ class Report:
             f"verdict       {self.verdict}",
             *(f"  {line}" for line in str(self.stages).splitlines() if self.stages.stages),
         ]
+        if self.tuning is not None:
+            first, *more = str(self.tuning).splitlines()
+            lines += [f"tuning        {first}", *(f"              {line}" for line in more)]
         if self.kernels:
             lines.append(f"decoding      by {self.kernels}")
         if self.pictures:

@@ -1,5 +1,6 @@
 """The engine: a pure core, the runner that carries out its effects, and the consumer's stream. See README.md."""
 
+from hydrax_gpu._engine.autotune import Autotune as Autotune
 from hydrax_gpu._engine.cached import NoCaching as NoCaching
 from hydrax_gpu._engine.core import Core as Core
 from hydrax_gpu._engine.core import CoreConfig as CoreConfig
@@ -15,4 +16,7 @@ from hydrax_gpu._engine.stream import close_at_exit as close_at_exit
 from hydrax_gpu._engine.stream import positions_after as positions_after
 from hydrax_gpu._engine.stream import running_streams as running_streams
 from hydrax_gpu._engine.tracing import TraceSink as TraceSink
+from hydrax_gpu._engine.tuning import Limits as Limits
+from hydrax_gpu._engine.tuning import Setting as Setting
+from hydrax_gpu._engine.tuning import Tuner as Tuner
 from hydrax_gpu._engine.watch import holders as holders

@@ -21,8 +21,10 @@ class CoreConfig:
         begin: first position.
         end: position to stop before, None for an endless stream.
         skip: positions from `begin` on that were handed out before (by an out-of-order run that is resumed).
-        depth: number of slots, and bound on batches waiting in the outbox.
-        workers: number of workers.
+        depth: how many slots there can be; those in use are the bound on batches waiting in the outbox, too.
+        workers: how many workers there can be.
+        first_depth: how many of the slots are used until `Tune` says otherwise; None for all.
+        first_workers: how many of the workers there are from the start, until then; None for all.
         ordered: whether batches leave in the plan's order.
         whole_batches: never split a batch among chunks (an executor without parallelism gains nothing by it).
         together: a chunk's rows are loaded in one call, by a loader that wants many of them. So chunks are as large as
@@ -38,6 +40,8 @@ class CoreConfig:
     skip: Collection[int]
     depth: int
     workers: int
+    first_depth: int | None = None
+    first_workers: int | None = None
     ordered: bool = True
     whole_batches: bool = False
     together: bool = False

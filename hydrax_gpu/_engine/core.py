@@ -5,7 +5,8 @@ whoever drives it carries the effects out and tells it what happened. So any ord
 and what holds there holds in the running loader.
 
 What it keeps true:
-- at most `depth` batches exist: every one between its planning and its release owns a slot;
+- at most `depth` batches exist: every one between its planning and its release owns a slot; of fewer slots and workers
+  than there can be it uses those that it was last told to (`Tune`), and what the others are at is done first;
 - a slot is filled by workers only while it is FILLING, and read only after the last of its chunks is done;
 - a slot whose batch was placed in device memory is filled again only when its copy is done and the batch is gone, and
   `Retire` comes between that and the next `Place`;
@@ -18,11 +19,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from hydrax_gpu._engine.cached import Form
 from hydrax_gpu._engine.config import CoreConfig
+from hydrax_gpu._engine.crew import Chunk, Crew
 from hydrax_gpu._engine.cutting import Cutter
 from hydrax_gpu._engine.faults import FaultBook
 from hydrax_gpu._engine.messages import (
@@ -47,32 +48,16 @@ from hydrax_gpu._engine.messages import (
     Start,
     Stop,
     Taken,
+    Tune,
     Unread,
     Unsent,
 )
-from hydrax_gpu._exec.protocol import Failure, Result, Unreadable, WorkerLost, WorkerReady
+from hydrax_gpu._exec.protocol import Failure, Result, Unreadable, WorkerLeft, WorkerLost, WorkerReady
 from hydrax_gpu._exec.rows import runs
 from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
 
 __all__ = ["Core", "CoreConfig"]
-
-
-@dataclass(slots=True, eq=False)
-class _Chunk:
-    load: Load
-    begin: int
-    end: int
-    suspect: bool = False  # a single row, at which a worker has died, or at that and others
-    refused: bool = False  # a single row, whose file the device could not decode
-
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    began: bool = False  # it, or one in whose place it came, was ready once
-    ready: bool = False
-    rows_done: int = 0
-    chunks: dict[int, _Chunk] = field(default_factory=dict[int, _Chunk])  # in the order in which it does them
 
 
 class Core:
@@ -81,16 +66,17 @@ class Core:
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
         self._faults = FaultBook(config.faults)
-        self.slots = SlotTable(config.depth)
-        self._workers = [_Worker() for _ in range(config.workers)]
+        self.slots = SlotTable(config.depth, config.first_depth)
+        first_workers = config.workers if config.first_workers is None else config.first_workers
+        self.crew = Crew(config.workers, first_workers, together=config.together)
         self._next = config.begin
-        self._queue: deque[_Chunk] = deque()
+        self._queue: deque[Chunk] = deque()
         self._loads: dict[int, Load] = {}  # slot → the load that owns it, until it is released
         self._order: deque[Load] = deque()  # planned and not placed, in the plan's order
         self._unsettled: list[Load] = []  # of which some item is being written to their cache
         self._chunk_count = 0
         self._cutter = Cutter(
-            config.workers, config.depth, whole_batches=config.whole_batches, together=config.together
+            first_workers, self.slots.in_use, whole_batches=config.whole_batches, together=config.together
         )
         self.unread = 0  # batches in the outbox
         self._complete: list[Load] = []  # those whose last chunk is done, and nothing was done about that yet
@@ -104,28 +90,22 @@ class Core:
     @property
     def waits_for_consumer(self) -> bool:
         """Whether a finished batch is held back because the outbox is full."""
-        return self.unread >= self._config.depth and any(load.pending == 0 for load in self._order)
+        return self.unread >= self.slots.in_use and any(load.pending == 0 for load in self._order)
 
     @property
     def lends(self) -> bool:
         """Whether some slot is lent."""
-        lent = (SlotState.LENT, SlotState.COPYING)
-        return any(self.slots.state(slot) in lent for slot in range(self._config.depth))
+        return self.slots.count(SlotState.LENT) + self.slots.count(SlotState.COPYING) > 0
 
     @property
     def starved(self) -> bool:
         """Whether only released slots can make progress: all are lent, nothing is in work."""
-        return self.running and all(self.slots.state(slot) is SlotState.LENT for slot in range(self._config.depth))
+        return self.running and self.slots.all_lent
 
     @property
     def waits_for_copies(self) -> bool:
         """Whether there is a batch to be loaded, and no slot for it before a copy is done."""
         return self.running and self.copying > 0 and not self.slots.free_count and not self._exhausted()
-
-    def given_to(self, number: int) -> list[int] | None:
-        """The indices of the items that a worker was given and has not finished; None while it is not ready."""
-        worker = self._workers[number]
-        return self._items_of(worker) if worker.ready else None
 
     def in_work(self, number: int, begun: int) -> tuple[BatchPlan, list[int], int, int] | None:
         """What a worker is at that has begun `begun` items in its life.
@@ -134,8 +114,7 @@ class Core:
             The batch, the items (one, or all that are loaded together), and which item the first of them is (from 1)
             of how many that the worker was given with it; None when the worker has nothing to do.
         """
-        worker = self._workers[number]
-        found = self._rows_at(worker, begun)
+        found = self.crew.rows_at(self.crew[number], begun)
         if found is None:
             return None
         chunk, rows = found
@@ -159,12 +138,13 @@ class Core:
             case Copied(slot, generation):
                 self._on_copied(slot, generation)
             case WorkerReady(worker=number):
-                worker = self._workers[number]
-                worker.ready = worker.began = True
+                self._come_and_go(self.crew.ready(number), effects)
+            case WorkerLeft(number):
+                self._come_and_go(self.crew.left(number), effects)
             case WorkerLost():
                 self._on_lost(message, effects)
             case Unsent():
-                self._on_unsent(message)
+                self._on_unsent(message, effects)
             case Unreadable():
                 self._on_unreadable(message, effects)
             case Settled():
@@ -175,6 +155,10 @@ class Core:
                 self._fail(exception, effects)
             case Start():
                 self.running = not self.finished
+            case Tune(workers, slots):
+                self.slots.use(slots)
+                self._cutter.fit(workers, slots)
+                self._come_and_go(self.crew.want(workers), effects)
             case Stop():
                 self.running = False
                 self.finished = True
@@ -188,7 +172,7 @@ class Core:
         return effects
 
     def _on_result(self, result: Result, effects: list[Effect]) -> None:
-        worker = self._workers[result.worker]
+        worker = self.crew[result.worker]
         chunk = worker.chunks.pop(result.chunk, None)
         if chunk is None:
             return  # of a worker that was given up
@@ -207,7 +191,13 @@ class Core:
             self._row_failed(load, chunk.begin + failure.offset, failure)
         if result.unread:
             self._cannot_read(load, [chunk.begin + offset for offset in result.unread], effects)
+        if result.worker >= self.crew.wanted:
+            self._come_and_go(self.crew.suit(result.worker), effects)
         self._chunk_done(load)
+
+    def _come_and_go(self, changes: list[Effect], effects: list[Effect]) -> None:
+        if not self.finished:
+            effects.extend(changes)
 
     def _cannot_read(self, load: Load, rows: Sequence[int], effects: list[Effect]) -> None:
         load.unread = True
@@ -256,7 +246,7 @@ class Core:
         load.decoded = not refused
         for row in sorted(refused, reverse=True):
             load.pending += 1
-            self._queue.appendleft(_Chunk(load, row, row + 1, refused=True))
+            self._queue.appendleft(Chunk(load, row, row + 1, refused=True))
         self._chunk_done(load)
 
     def _on_placed(self, placed: Placed) -> None:
@@ -300,15 +290,19 @@ class Core:
             return
         load.plan = load.plan.with_substitute(row, *substitute)
         load.pending += 1
-        self._queue.appendleft(_Chunk(load, row, row + 1))
+        self._queue.appendleft(Chunk(load, row, row + 1))
 
     def _on_lost(self, lost: WorkerLost, effects: list[Effect]) -> None:
-        worker = self._workers[lost.worker]
-        items = self._items_of(worker)
-        at = self._rows_at(worker, lost.begun)
+        worker = self.crew[lost.worker]
+        items = self.crew.items_of(worker)
+        at = self.crew.rows_at(worker, lost.begun)
         chunks = list(worker.chunks.values())
-        self._workers[lost.worker] = _Worker(began=worker.began)
+        again = self.crew.replace(lost.worker)
         if self.finished:
+            return
+        if worker.leaving or (lost.error is not None and not again and not worker.began):
+            # It was to end anyway, or is not wanted any more and could not even start: nothing is lost with it.
+            effects.extend(self.crew.left(lost.worker))
             return
         suspects: list[int] = []
         for chunk in reversed(chunks):
@@ -334,10 +328,10 @@ class Core:
         if error is not None:
             self._fail(error, effects)
         else:
-            effects.append(Respawn(lost, items, suspects))
+            effects.append(Respawn(lost, items, suspects, again))
 
-    def _on_unsent(self, unsent: Unsent) -> None:
-        chunk = self._workers[unsent.worker].chunks.pop(unsent.chunk, None)
+    def _on_unsent(self, unsent: Unsent, effects: list[Effect]) -> None:
+        chunk = self.crew[unsent.worker].chunks.pop(unsent.chunk, None)
         if chunk is None:
             return
         load = chunk.load
@@ -347,10 +341,11 @@ class Core:
         self._requeue(load, list(runs(rows)))
         for offset, failure in bad.items():
             self._row_failed(load, chunk.begin + offset, failure)
+        self._come_and_go(self.crew.suit(unsent.worker), effects)
         self._chunk_done(load)
 
     def _on_unreadable(self, unreadable: Unreadable, effects: list[Effect]) -> None:
-        worker = self._workers[unreadable.worker]
+        worker = self.crew[unreadable.worker]
         chunk = worker.chunks.pop(unreadable.chunk, None)
         if chunk is None:
             return
@@ -363,6 +358,7 @@ class Core:
             self._row_failed(load, chunk.begin, unreadable.failure)
         else:  # once more, one by one
             self._requeue(load, [(row, row + 1) for row in range(chunk.begin, chunk.end)])
+        self._come_and_go(self.crew.suit(unreadable.worker), effects)
         self._chunk_done(load)
 
     def _requeue(self, load: Load, pieces: list[tuple[int, int]], *, suspect: bool = False) -> None:
@@ -370,7 +366,7 @@ class Core:
         for begin, end in reversed(pieces):
             if begin < end:
                 load.pending += 1
-                self._queue.appendleft(_Chunk(load, begin, end, suspect))
+                self._queue.appendleft(Chunk(load, begin, end, suspect))
 
     def _fail(self, error: Exception, effects: list[Effect]) -> None:
         if not self.finished:
@@ -378,22 +374,10 @@ class Core:
             self.finished = True
             effects.append(Fail(error))
 
-    def _items_of(self, worker: _Worker) -> list[int]:
-        return [i for c in worker.chunks.values() for i in c.load.plan.indices[c.begin : c.end]]
-
-    def _rows_at(self, worker: _Worker, begun: int) -> tuple[_Chunk, range] | None:
-        ahead = begun - worker.rows_done - 1  # of the rows of its chunks, in their order
-        for chunk in worker.chunks.values():
-            if 0 <= ahead < chunk.end - chunk.begin:
-                row = chunk.begin + ahead
-                return chunk, range(chunk.begin, chunk.end) if self._config.together else range(row, row + 1)
-            ahead -= chunk.end - chunk.begin
-        return None
-
     # Placing.
 
     def _place(self, effects: list[Effect]) -> None:
-        while self.unread < self._config.depth and (load := self._next_complete()) is not None:
+        while self.unread < self.slots.in_use and (load := self._next_complete()) is not None:
             error = self._faults.settle(load)
             if error is not None:
                 self._fail(error, effects)
@@ -465,7 +449,7 @@ class Core:
         load.cached = form is Form.READ
         # What is read is one chunk: to tell a worker of it costs more than to cut it would gain.
         pieces = [(0, load.plan.valid)] if load.cached else self._cutter.pieces(load.plan.valid)
-        self._queue.extend(_Chunk(load, begin, end) for begin, end in pieces)
+        self._queue.extend(Chunk(load, begin, end) for begin, end in pieces)
         load.pending += len(pieces)
         return True
 
@@ -485,16 +469,8 @@ class Core:
     # Dispatching.
 
     def _dispatch(self, effects: list[Effect]) -> None:
-        while self._queue and (number := self._least_busy()) is not None:
+        while self._queue and (number := self.crew.least_busy(self._cutter.capacity)) is not None:
             chunk = self._queue.popleft()
             self._chunk_count += 1
-            self._workers[number].chunks[self._chunk_count] = chunk
+            self.crew[number].chunks[self._chunk_count] = chunk
             effects.append(Dispatch(number, self._chunk_count, chunk.load, chunk.begin, chunk.end, chunk.refused))
-
-    def _least_busy(self) -> int | None:
-        best: int | None = None
-        least = self._cutter.capacity
-        for number, worker in enumerate(self._workers):
-            if worker.ready and len(worker.chunks) < least:
-                best, least = number, len(worker.chunks)
-        return best

@@ -39,6 +39,10 @@ class Cutter:
         self.capacity = _OUTSTANDING
         """How many chunks a worker is given at a time."""
 
+    def fit(self, workers: int, depth: int) -> None:
+        """So many workers and slots there are from now on."""
+        self._workers, self._depth = workers, depth
+
     def learn(self, rows: int, ns: int) -> None:
         """A chunk of so many rows has taken so long to load."""
         cost = ns / rows

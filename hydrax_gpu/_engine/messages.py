@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
-from hydrax_gpu._exec.protocol import Failure, Result, Unreadable, WorkerLost, WorkerReady
+from hydrax_gpu._exec.protocol import Failure, Result, Unreadable, WorkerLeft, WorkerLost, WorkerReady
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu.policy import BadItem
 
@@ -14,9 +14,11 @@ __all__ = [
     "Copied",
     "Decode",
     "Decoded",
+    "Dismiss",
     "Dispatch",
     "Drop",
     "Effect",
+    "Enlist",
     "Fail",
     "Finish",
     "Load",
@@ -32,6 +34,7 @@ __all__ = [
     "Start",
     "Stop",
     "Taken",
+    "Tune",
     "Unread",
     "Unsent",
     "name_items",
@@ -169,6 +172,13 @@ class Settled(NamedTuple):
     """Of what was being written to a cache when it was looked for, something is there now, or will never be."""
 
 
+class Tune(NamedTuple):
+    """From now on there are to be so many workers, and so many slots in use; each at least 1."""
+
+    workers: int
+    slots: int
+
+
 class Stop(NamedTuple):
     """Plan and place nothing any more."""
 
@@ -190,12 +200,14 @@ Message: TypeAlias = (
     | PlacementFailed
     | Taken
     | Settled
+    | Tune
     | Stop
     | Result
     | Unsent
     | Unreadable
     | WorkerReady
     | WorkerLost
+    | WorkerLeft
 )
 
 
@@ -243,11 +255,25 @@ class Retire(NamedTuple):
 
 
 class Respawn(NamedTuple):
-    """Start another worker in the place of one that was lost. `suspects` are the items that it was at."""
+    """A worker was lost: start another in its place, with `again`. `suspects` are the items that it was at."""
 
     lost: WorkerLost
     items: list[int]
     suspects: list[int]
+    again: bool = True
+    """Whether it would still be wanted."""
+
+
+class Enlist(NamedTuple):
+    """Start a worker of this number, which has none."""
+
+    worker: int
+
+
+class Dismiss(NamedTuple):
+    """End the worker of this number, which has nothing to do."""
+
+    worker: int
 
 
 class Fail(NamedTuple):
@@ -260,4 +286,4 @@ class Finish(NamedTuple):
     """Nothing more will come: the end was reached."""
 
 
-Effect: TypeAlias = Dispatch | Decode | Place | Drop | Unread | Retire | Respawn | Fail | Finish
+Effect: TypeAlias = Dispatch | Decode | Place | Drop | Unread | Retire | Respawn | Enlist | Dismiss | Fail | Finish

@@ -23,9 +23,11 @@ from hydrax_gpu._engine.messages import (
     Copied,
     Decode,
     Decoded,
+    Dismiss,
     Dispatch,
     Drop,
     Effect,
+    Enlist,
     Fail,
     Finish,
     Load,
@@ -46,13 +48,14 @@ from hydrax_gpu._engine.messages import (
 from hydrax_gpu._engine.stages import LOAD, StageClock
 from hydrax_gpu._engine.unsendable import unsendable
 from hydrax_gpu._exec.chunk import describe
-from hydrax_gpu._exec.protocol import Executor, Result, Task, Unreadable, WorkerReady
+from hydrax_gpu._exec.protocol import Executor, Result, Task, Unreadable, WorkerLeft, WorkerLost, WorkerReady
 from hydrax_gpu._place import Placement
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._ranges import named, ranges
 from hydrax_gpu.errors import NotEnoughMemory, PlacementError, WorkerDied, WorkerStartError
 
 if TYPE_CHECKING:
+    from hydrax_gpu._engine.autotune import Autotune
     from hydrax_gpu._engine.caches import Caches
 
 __all__ = ["Placer", "Runner"]
@@ -144,6 +147,8 @@ class Runner:
             from a cache.
         caches: the groups' caches, if any has one.
         stages: is told what takes how long.
+
+    `tuning` may be set before `start`, to what chooses the numbers of workers and slots.
     """
 
     def __init__(
@@ -166,6 +171,7 @@ class Runner:
         self.lock = threading.Lock()
         self.counters = Counters()
         self.stages = stages if stages is not None else StageClock(executor.count)
+        self.tuning: Autotune | None = None
         self.workers: dict[int, WorkerReady] = {}  # by number; who took another's place has its number
         self.deaths: list[WorkerDeath] = []
         self.taken = 0  # batches the consumer took out; written by the consumer alone
@@ -201,6 +207,10 @@ class Runner:
                 self.stages.ready(current.worker, current.pid)
             elif type(current) is Unreadable:
                 self.stages.gone(current.chunk)
+            elif type(current) is WorkerLeft:
+                self.workers.pop(current.worker, None)
+            elif type(current) is WorkerLost:
+                self._foresee(current)
             elif type(current) is Copied:
                 self.stages.copied(current.slot)
             for effect in self.core.step(current):
@@ -224,7 +234,29 @@ class Runner:
         try:
             self.executor.start_more()
         except OSError as error:
-            self._cannot_start(error)
+            if not self._refused(error):
+                self._cannot_start(error)
+
+    def _refused(self, error: OSError) -> bool:
+        """Whether a worker that cannot be started can be done without: others work, and it was to help them."""
+        count = self._in_a_row()
+        if self.tuning is None or not count:
+            return False
+        self.executor.withdraw()
+        self.handle(self.tuning.refused(count, describe(error)))
+        return True
+
+    def _in_a_row(self) -> int:
+        """How many workers are ready, of those before the first that is not."""
+        return next(number for number in range(len(self.workers) + 1) if number not in self.workers)
+
+    def _foresee(self, lost: WorkerLost) -> None:
+        self.workers.pop(lost.worker, None)
+        if lost.error is not None and self.tuning is not None and 0 < self._in_a_row() <= lost.worker:
+            # A further worker cannot start where others could, for want of memory for example.
+            _log.warning("a further worker could not start: %s\n%s", lost.error, lost.traceback)
+            for effect in self.core.step(self.tuning.refused(min(lost.worker, self._in_a_row()), lost.error)):
+                self._carry_out(effect)
 
     def _cannot_start(self, error: OSError) -> None:
         # What the system refuses is a process or a file descriptor; asking again at once would not help.
@@ -249,6 +281,8 @@ class Runner:
         stages = self.stages
         if stages.full or stages.clock() >= stages.look_at:
             stages.look(self.core.slots, self.core.unread)
+            if self.tuning is not None and (tune := self.tuning.look(self.workers)) is not None:
+                self.handle(tune)
         for message in self.inbox.take(events):
             self.handle(message)
         taken = self.taken
@@ -345,6 +379,11 @@ class Runner:
                 self.stages.retired(slot, begin)
             case Respawn():
                 self._respawn(effect)
+            case Enlist(worker):
+                self._enlist(worker)
+            case Dismiss(worker):
+                self.workers.pop(worker, None)
+                self.executor.dismiss(worker)
             case Fail(error):
                 self.outbox.put(Failed(error))
             case Finish():
@@ -383,18 +422,26 @@ class Runner:
             self._messages.append(Unsent(effect.worker, effect.chunk, unsendable(data, indices, error)))
 
     def _respawn(self, effect: Respawn) -> None:
-        lost, items, suspects = effect
+        lost, items, suspects = effect.lost, effect.items, effect.suspects
         suspect = suspects[0] if len(suspects) == 1 else None
-        self.workers.pop(lost.worker, None)
         self.stages.lost(lost.worker)
         self.deaths.append(WorkerDeath(lost.pid, lost.exitcode, tuple(items), suspect))
         how = WorkerDied(lost.pid, lost.exitcode, items).how if lost.error is None else f"did not start: {lost.error}"
         _log.warning(
-            "loader process %d %s at %s; its %d items are given to others, and another is started in its place%s",
+            "loader process %d %s at %s; its %d items are given to others, and %s is started in its place%s",
             lost.pid, how, name_items(suspects) if suspects else "no item", len(items),
-            f"\n{lost.traceback}" if lost.traceback else "",
+            "another" if effect.again else "none", f"\n{lost.traceback}" if lost.traceback else "",
         )  # fmt: skip
-        self.executor.respawn(lost.worker)
+        if effect.again:
+            self.executor.respawn(lost.worker)
+
+    def _enlist(self, worker: int) -> None:
+        try:
+            self.executor.respawn(worker)
+        except OSError as error:
+            self._messages.append(WorkerLeft(worker))
+            if self.tuning is not None:
+                self._messages.appendleft(self.tuning.refused(self._in_a_row(), describe(error)))
 
     def _decode(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
+from hydrax_gpu._engine.employed import Employed
 from hydrax_gpu._engine.sampling import cost, interval
 from hydrax_gpu._engine.tracing import TraceSink
 from hydrax_gpu._mem.slots import SlotState, SlotTable
@@ -45,7 +46,7 @@ _SLOW_NS = 100_000_000
 
 # Plain integers and names of this module: an enumeration's members cost a call each time that they are looked up.
 _PLAN, _QUEUE, _READ, LOAD, _DECODE, _PLACEMENT, _COPY, _FENCE, _WAIT, _STEP = map(int, Kind)
-_STATES = tuple(SlotState[name] for name in ("FREE", "FILLING", "FULL", "LENT", "COPYING", "RETIRED"))
+_STATES = tuple(SlotState[name] for name in ("FILLING", "FULL", "LENT", "COPYING", "RETIRED"))
 _PARTS = tuple(part.name.lower() for part in Part)
 
 _HANDOVER = int(Cause.HANDOVER)
@@ -115,7 +116,7 @@ class StageClock:
         self.clock = clock
         self.totals = Totals()
         self.lent: Mapping[int, Lent] = {}  # the batches that were handed out, by the slots that they share
-        self._workers = workers
+        self.employed = Employed(workers)
         self.trace: TraceSink | None = None  # where single events go as well
         self._cost_ns = cost_ns
         self._every = 1
@@ -303,7 +304,8 @@ class StageClock:
         if now < self.look_at and not (self.full and (since >= _LOOK_IN_WAIT_NS or self._every > 1)):
             return
         if self._looked:
-            free, filling, full, lent, copying, retired = map(slots.count, _STATES)
+            filling, full, lent, copying, retired = map(slots.count, _STATES)
+            free = slots.free_count
             copying += retired
             ready = min(unread, lent)
             area = self.totals.slots
@@ -456,12 +458,15 @@ class StageClock:
     def stages(self, at: int | None = None) -> Stages:
         """What the time since the first batch went into, until `at` or now."""
         if self._base is None:
-            return Stages(workers=self._workers)
+            return Stages(workers=self.employed.now)
         now = self.clock() if at is None else at
         whole = self.totals.since(self._base, now)
         # the oldest snapshot is replaced at the next one, so this is of 9 to 10 seconds, once there are as many
-        recent = None if len(self._recent) < 3 else Stages.of(self.totals.since(self._recent[0], now), self._workers)
-        return Stages.of(whole, self._workers, recent)
+        recent: Stages | None = None
+        if len(self._recent) >= 3:
+            lately = self._recent[0]
+            recent = Stages.of(self.totals.since(lately, now), self.employed.mean(lately.at, now))
+        return Stages.of(whole, self.employed.mean(self._base.at, now), recent)
 
 
 @cache

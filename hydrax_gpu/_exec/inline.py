@@ -51,6 +51,18 @@ class InlineExecutor:
     def respawn(self, worker: int) -> None:
         self.start()
 
+    def dismiss(self, worker: int) -> None:
+        raise AssertionError("the only worker is the consumer itself")
+
+    def withdraw(self) -> list[int]:
+        return []
+
+    def cpu_ns(self, worker: int) -> int:
+        return -1
+
+    def pid(self, worker: int) -> int:
+        return -1
+
     def inspect(self) -> list[WorkerView]:
         return []  # whoever could ask is the worker
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from hydrax_gpu import errors
+from hydrax_gpu._exec import role
 from hydrax_gpu._exec.framing import encode
-from hydrax_gpu._exec.protocol import STACK_SIGNAL, Inbox, Task, WorkerView, WorkSpec
+from hydrax_gpu._exec.protocol import STACK_SIGNAL, Inbox, Task, WorkerLeft, WorkerView, WorkSpec
 from hydrax_gpu._exec.worker import Worker
 from hydrax_gpu._mem.arena import Arena
 
@@ -32,7 +33,7 @@ _GRACE_SECONDS = 5.0
 
 
 class ProcessExecutor:
-    """`count` worker processes.
+    """At most `count` worker processes, `first` of them in the beginning.
 
     Args:
         spec: pickled here, in the caller's thread, so that an unpicklable loader function is an error of the
@@ -43,14 +44,14 @@ class ProcessExecutor:
         TypeError: the loader function or `startup_func` cannot be pickled.
     """
 
-    def __init__(self, spec: WorkSpec, arena: Arena, inbox: Inbox, count: int) -> None:
+    def __init__(self, spec: WorkSpec, arena: Arena, inbox: Inbox, count: int, first: int | None = None) -> None:
         self._arena = arena
         self._inbox = inbox
         self._spec = _encode_spec(spec)
         self._greeting = (os.getpid(), tuple(arena.shape), sys.argv, _main_module())
         self._path = _search_path()
         self._workers = [Worker(index, inbox, arena) for index in range(count)]
-        self._waiting = deque(self._workers)  # not started yet
+        self._waiting = deque(self._workers[:first])  # to be started
 
     @property
     def count(self) -> int:
@@ -75,8 +76,9 @@ class ProcessExecutor:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, STACK_SIGNAL})
         try:
             for _ in range(min(free, len(self._waiting))):
-                worker = self._waiting.popleft()
+                worker = self._waiting[0]
                 worker.start(self._path)
+                self._waiting.popleft()
                 worker.send(encode((worker.index, *self._greeting)))
                 worker.send(self._spec)
         finally:
@@ -86,6 +88,23 @@ class ProcessExecutor:
         self._arena.reset_status(worker)
         self._workers[worker] = Worker(worker, self._inbox, self._arena)
         self._waiting.append(self._workers[worker])
+
+    def dismiss(self, worker: int) -> None:
+        self._workers[worker].dismiss()
+
+    def withdraw(self) -> list[int]:
+        withdrawn = [worker.index for worker in self._waiting]
+        self._waiting.clear()
+        for worker in withdrawn:
+            self._inbox.post(WorkerLeft(worker))
+        return withdrawn
+
+    def cpu_ns(self, worker: int) -> int:
+        pid = self._workers[worker].pid
+        return -1 if pid < 0 else role.cpu_ns(pid)
+
+    def pid(self, worker: int) -> int:
+        return self._workers[worker].pid
 
     def inspect(self) -> list[WorkerView]:
         for worker in self._workers:

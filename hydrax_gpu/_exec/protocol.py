@@ -1,8 +1,8 @@
 """What an executor is given and what it answers.
 
-An executor owns `count` workers, numbered from 0. The engine submits `Task`s to a worker of its choice and finds
-`WorkerReady`, `Result` and `WorkerLost` in its inbox. An executor decides nothing: which worker, in which order and
-what a failure means is the engine's business.
+An executor owns at most `count` workers, numbered from 0. The engine submits `Task`s to a worker of its choice and
+finds `WorkerReady`, `Result`, `WorkerLost` and `WorkerLeft` in its inbox. An executor decides nothing: which worker, in
+which order, how many of them and what a failure means is the engine's business.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ __all__ = [
     "Task",
     "Unreadable",
     "WorkSpec",
+    "WorkerLeft",
     "WorkerLost",
     "WorkerReady",
     "WorkerView",
@@ -243,7 +244,13 @@ class WorkerLost(NamedTuple):
     begun: int = 0
 
 
-Message: TypeAlias = Result | Unreadable | WorkerReady | WorkerLost
+class WorkerLeft(NamedTuple):
+    """A worker that was dismissed has ended, or one that was to be started is not. Its number may be given again."""
+
+    worker: int
+
+
+Message: TypeAlias = Result | Unreadable | WorkerReady | WorkerLost | WorkerLeft
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +295,7 @@ class Executor(Protocol):
 
     @property
     def count(self) -> int:
-        """Number of workers."""
+        """How many workers there can be; how many of them there are from the start is told to the constructor."""
         ...
 
     def start(self) -> None:
@@ -316,7 +323,23 @@ class Executor(Protocol):
         ...
 
     def respawn(self, worker: int) -> None:
-        """Lets another take the place of a worker that was lost, as soon as `start_more` comes by."""
+        """Lets a worker come as this number, which has none yet or whose was lost or has left, at `start_more`."""
+        ...
+
+    def dismiss(self, worker: int) -> None:
+        """Lets a worker that has nothing to do end; `WorkerLeft` follows, or `WorkerLost` if it was lost before."""
+        ...
+
+    def withdraw(self) -> list[int]:
+        """Starts none of those that have yet to be started; `WorkerLeft` follows for each of these, its number."""
+        ...
+
+    def cpu_ns(self, worker: int) -> int:
+        """Processor time that a worker has taken in its life, in nanoseconds; -1 when that cannot be known."""
+        ...
+
+    def pid(self, worker: int) -> int:
+        """Process id of a worker that is a process and lives; -1 of any other."""
         ...
 
     def inspect(self) -> list[WorkerView]:

@@ -13,7 +13,7 @@ import traceback
 
 from hydrax_gpu._exec import role
 from hydrax_gpu._exec.chunk import ChunkRunner, describe, format_traceback
-from hydrax_gpu._exec.protocol import Inbox, Result, Task, WorkerLost, WorkerReady, WorkerView, WorkSpec
+from hydrax_gpu._exec.protocol import Inbox, Result, Task, WorkerLeft, WorkerLost, WorkerReady, WorkerView, WorkSpec
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._ranges import ranged
 
@@ -26,24 +26,32 @@ _log = logging.getLogger("hydrax_gpu")
 
 
 class ThreadExecutor:
-    """`count` threads, each with a queue of its own."""
+    """At most `count` threads, each with a queue of its own, `first` of them in the beginning."""
 
-    def __init__(self, spec: WorkSpec, arena: Arena, inbox: Inbox, count: int) -> None:
+    def __init__(self, spec: WorkSpec, arena: Arena, inbox: Inbox, count: int, first: int | None = None) -> None:
         self._spec = spec
         self._arena = arena
         self._inbox = inbox
+        self._first = count if first is None else first
         self._queues: list[queue.SimpleQueue[Task | None]] = [queue.SimpleQueue() for _ in range(count)]
-        self._threads: list[threading.Thread] = []
+        self._threads: dict[int, threading.Thread] = {}
 
     @property
     def count(self) -> int:
         return len(self._queues)
 
     def start(self) -> None:
-        for worker in range(self.count):
-            thread = threading.Thread(target=self._run, args=(worker,), name=f"hydrax_gpu-loader-{worker}", daemon=True)
-            self._threads.append(thread)
+        for worker in range(self._first):
+            self._start(worker)
+
+    def _start(self, worker: int) -> None:
+        name = f"hydrax_gpu-loader-{worker}"
+        thread = threading.Thread(target=self._run, args=(worker, self._queues[worker]), name=name, daemon=True)
+        try:
             thread.start()
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+        self._threads[worker] = thread
 
     @property
     def waiting(self) -> bool:
@@ -53,12 +61,28 @@ class ThreadExecutor:
         pass
 
     def respawn(self, worker: int) -> None:
-        raise AssertionError("a thread cannot be lost once it has started")
+        self._arena.reset_status(worker)
+        self._queues[worker] = queue.SimpleQueue()
+        self._start(worker)
+
+    def dismiss(self, worker: int) -> None:
+        self._queues[worker].put(None)
+
+    def withdraw(self) -> list[int]:
+        return []  # a thread is started at once
+
+    def cpu_ns(self, worker: int) -> int:
+        thread = self._threads.get(worker)
+        return -1 if thread is None or thread.native_id is None else role.cpu_ns(thread.native_id, thread=True)
+
+    def pid(self, worker: int) -> int:
+        return -1
 
     def inspect(self) -> list[WorkerView]:
         return [
             WorkerView(worker, f"thread {thread.name}", "", *self._arena.status_of(worker), stack_of(thread))
-            for worker, thread in enumerate(self._threads)
+            for worker, thread in list(self._threads.items())
+            if thread.is_alive()
         ]
 
     def abandon(self) -> None:
@@ -81,7 +105,7 @@ class ThreadExecutor:
         for tasks in self._queues:
             tasks.put(None)
         deadline = time.monotonic() + GRACE_SECONDS
-        for thread in self._threads:
+        for thread in self._threads.values():
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 _log.error(
@@ -91,7 +115,7 @@ class ThreadExecutor:
                 )  # fmt: skip
         self._threads.clear()
 
-    def _run(self, worker: int) -> None:
+    def _run(self, worker: int, tasks: queue.SimpleQueue[Task | None]) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         begin = time.perf_counter_ns()
         role.share_processors(self.count)
@@ -111,9 +135,10 @@ class ThreadExecutor:
         )  # fmt: skip
         run = ranged("load", runner.run)
         self._inbox.post(WorkerReady(worker, os.getpid(), time.perf_counter_ns() - begin, False))
-        while (task := self._queues[worker].get()) is not None:
+        while (task := tasks.get()) is not None:
             self._inbox.post(Result(worker, task.chunk, *run(task)))
         runner.close()
+        self._inbox.post(WorkerLeft(worker))
 
 
 def stack_of(thread: threading.Thread) -> str:

@@ -28,6 +28,7 @@ from hydrax_gpu._exec.protocol import (
     Message,
     Result,
     Unreadable,
+    WorkerLeft,
     WorkerLost,
     WorkerReady,
     WorkerView,
@@ -77,6 +78,7 @@ class Worker:
         self._looked = 0  # how many of the former were found to be done
         self._unsent: bytes = b""
         self._started_ns = 0
+        self._dismissed = False
 
     def start(self, path: list[str]) -> None:
         """Starts the process, with `path` as its `sys.path`.
@@ -148,6 +150,13 @@ class Worker:
         if sent < len(data):
             self._unsent = data[sent:]
             self._inbox.register(self._socket.fileno(), self._on_event, write=True)
+
+    def dismiss(self) -> None:
+        """Lets the process end, which has nothing to do. Its end is waited for as any other's, by the descriptors."""
+        self._dismissed = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # it is gone already
+                self._socket.shutdown(socket.SHUT_WR)
 
     def hang_up(self) -> None:
         """Closes the socket: the worker ends after the item it is at. Idempotent."""
@@ -273,6 +282,11 @@ class Worker:
             return None
 
     @property
+    def pid(self) -> int:
+        """Of its process, while that is of use; -1 otherwise."""
+        return -1 if self._socket is None else self._pid
+
+    @property
     def _pid(self) -> int:
         return -1 if self._process is None else self._process.pid
 
@@ -287,7 +301,10 @@ class Worker:
         # The socket closes before the process can be waited for, but not long before; a worker that closed it and
         # lives on is of no use to anybody.
         exitcode = self.join(time.monotonic() + 1.0)
-        self._inbox.post(WorkerLost(self.index, process.pid, exitcode, None, stack, None, begun))
+        if self._dismissed and not reason and exitcode == 0:
+            self._inbox.post(WorkerLeft(self.index))
+        else:
+            self._inbox.post(WorkerLost(self.index, process.pid, exitcode, None, stack, None, begun))
 
     # Looking at it.
 

@@ -7,9 +7,9 @@ import weakref
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from hydrax_gpu._mem.mapping import Mapping, attach, create
+from hydrax_gpu._mem.mapping import Mapping, attach, create, populate
 
-__all__ = ["WORDS", "Arena", "ArenaShape", "Lease"]
+__all__ = ["WORDS", "Arena", "ArenaShape", "Lease", "stride_of"]
 
 _PAGE = 4096
 
@@ -29,6 +29,8 @@ class ArenaShape(NamedTuple):
     depth: int
     stride: int
     workers: int
+    in_use: int
+    """How many of the slots, the first, are in memory from the beginning."""
 
     @property
     def size(self) -> int:
@@ -51,14 +53,22 @@ class Arena:
     def __init__(self, shape: ArenaShape, mapping: Mapping) -> None:
         self.shape = shape
         self.mapping = mapping
+        self.in_use = shape.in_use
         self._address = ctypes.addressof(ctypes.c_ubyte.from_buffer(mapping.memory))
         self._lease_type = ctypes.c_ubyte * shape.stride
         begin = shape.depth * shape.stride
         self.status: memoryview = mapping.memory[begin : begin + shape.status_size].cast("q")
 
     @staticmethod
-    def create(depth: int, slot_size: int, *, workers: int, shared: bool) -> Arena:
+    def create(depth: int, slot_size: int, *, workers: int, shared: bool, in_use: int | None = None) -> Arena:
         """An arena for `depth` batches of at most `slot_size` bytes.
+
+        Args:
+            depth: number of slots.
+            slot_size: bytes of the largest batch.
+            workers: how many there can be.
+            shared: whether they are processes.
+            in_use: how many of the slots are to be in memory now; the others take none before `use` is told of them.
 
         Raises:
             NotEnoughMemory: there is less memory free than that.
@@ -66,14 +76,32 @@ class Arena:
         """
         from hydrax_gpu._mem.limits import check  # here, because workers import this module and never create an arena
 
-        shape = ArenaShape(depth, -(-slot_size // _PAGE) * _PAGE, workers)
-        check(shape.size, shared=shared, what=f"{depth} slots of {shape.stride:,} bytes")
-        return Arena(shape, create(shape.size, shared=shared))
+        in_use = depth if in_use is None else in_use
+        shape = ArenaShape(depth, stride_of(slot_size), workers, in_use)
+        nbytes = shape.size if in_use == depth else in_use * shape.stride + shape.status_size
+        check(nbytes, shared=shared, what=f"{in_use} slots of {shape.stride:,} bytes")
+        return Arena(shape, create(shape.size, shared=shared, present=None if in_use == depth else nbytes))
 
     @staticmethod
     def attach(shape: ArenaShape, fd: int) -> Arena:
         """The same arena in another process, from its file descriptor, which is closed."""
-        return Arena(shape, attach(fd, shape.size))
+        present = None if shape.in_use == shape.depth else shape.in_use * shape.stride
+        return Arena(shape, attach(fd, shape.size, present=present))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes, as far as this process knows."""
+        return self.mapping.size if self.in_use == self.shape.depth else self.in_use * self.shape.stride
+
+    def use(self, slots: int) -> None:
+        """Makes the first `slots` slots present in memory, if they are not; in the process that created the arena.
+
+        Raises:
+            MemoryError: the kernel would not give that much.
+        """
+        if slots > self.in_use:
+            populate(self.mapping, self.in_use * self.shape.stride, slots * self.shape.stride)
+            self.in_use = slots
 
     def status_of(self, worker: int) -> tuple[int, int]:
         """Items that a worker has begun in its life, and when it took up its task, in nanoseconds."""
@@ -127,6 +155,11 @@ class Arena:
         vars(lease)["mapping"] = self.mapping  # the lease is an address; this keeps it mapped
         weakref.finalize(lease, on_release).atexit = False
         return lease
+
+
+def stride_of(slot_size: int) -> int:
+    """Bytes from one slot to the next, for batches of at most `slot_size` bytes."""
+    return -(-slot_size // _PAGE) * _PAGE
 
 
 def _beyond(count: int, known: int) -> int:

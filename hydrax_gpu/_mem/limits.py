@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hydrax_gpu.errors import NotEnoughMemory
 
-__all__ = ["Room", "check", "room"]
+__all__ = ["Room", "cgroup_levels", "check", "read_file", "room"]
 
 _log = logging.getLogger("hydrax_gpu")
 
@@ -113,20 +113,39 @@ def _machine(root: Path) -> Iterator[Room]:
 
 def _cgroups(root: Path) -> Iterator[Room]:
     base = root / "sys/fs/cgroup"
-    for line in _read(root / "proc/self/cgroup").split("\n"):
-        fields = line.split(":", 2)
-        if len(fields) != 3:
-            continue
-        _, controllers, path = fields
+    for controllers, path in _memberships(root):
         if not controllers:
             for mount in (base, base / "unified"):  # beside version 1, version 2 is at the second
                 for level, name in _levels(mount, path):
                     yield from _version_2(level, name)
         elif "memory" in controllers.split(","):
             for nth, (level, name) in enumerate(_levels(base / "memory", path)):
-                if nth and _number(_read(level / "memory.use_hierarchy")) == 0:
+                if nth and _number(read_file(level / "memory.use_hierarchy")) == 0:
                     break  # its limit is for its own processes alone
                 yield from _version_1(level, name)
+
+
+def cgroup_levels(root: Path) -> Iterator[tuple[str, Path, str]]:
+    """The folders of the control groups for processors that this process is in, each with those around it, inside out.
+
+    Yields:
+        The controllers, "" for version 2; the folder; its name.
+    """
+    base = root / "sys/fs/cgroup"
+    for controllers, path in _memberships(root):
+        mounts = [base, base / "unified"]
+        if controllers:
+            mounts = [base / controllers, base / "cpu"] if "cpu" in controllers.split(",") else []
+        for mount in dict.fromkeys(mounts):
+            for level, name in _levels(mount, path):
+                yield controllers, level, name
+
+
+def _memberships(root: Path) -> Iterator[tuple[str, str]]:
+    for line in read_file(root / "proc/self/cgroup").split("\n"):
+        fields = line.split(":", 2)
+        if len(fields) == 3:
+            yield fields[1], fields[2]
 
 
 def _levels(mount: Path, path: str) -> list[tuple[Path, str]]:
@@ -147,7 +166,7 @@ def _levels(mount: Path, path: str) -> list[tuple[Path, str]]:
 
 def _version_2(level: Path, name: str) -> Iterator[Room]:
     # Beyond `high` nothing is killed, but the process is slowed down until it all but stands still.
-    limits = [(file, _number(_read(level / file))) for file in ("memory.max", "memory.high")]
+    limits = [(file, _number(read_file(level / file))) for file in ("memory.max", "memory.high")]
     for file, limit in limits:
         if limit is not None:
             cache = ("inactive_file", "active_file", "slab_reclaimable")
@@ -156,7 +175,7 @@ def _version_2(level: Path, name: str) -> Iterator[Room]:
 
 def _version_1(level: Path, name: str) -> Iterator[Room]:
     file = "memory.limit_in_bytes"
-    limit = _number(_read(level / file))
+    limit = _number(read_file(level / file))
     if limit is not None and limit < _NO_LIMIT_V1:
         yield _cgroup(level, name, file, limit, "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
 
@@ -164,13 +183,13 @@ def _version_1(level: Path, name: str) -> Iterator[Room]:
 def _cgroup(level: Path, name: str, file: str, limit: int, usage: str, cache: tuple[str, ...]) -> Room:
     # The kernel gives up its cache of files before it kills. Memory shared with workers, though made of files too, is
     # in none of these counts: it is on the lists for anonymous memory.
-    used = _number(_read(level / usage)) or 0
+    used = _number(read_file(level / usage)) or 0
     table = _table(level / "memory.stat")
     used = max(0, used - sum(table.get(key, 0) for key in cache))
     return Room(f"memory limit of the cgroup {name} ({file})", limit, used, _FIX[file])
 
 
-def _read(path: Path) -> str:
+def read_file(path: Path) -> str:
     """The text of a file, empty when it cannot be had."""
     try:
         return os.fsdecode(path.read_bytes())
@@ -186,7 +205,7 @@ def _number(text: str) -> int | None:
 def _table(path: Path) -> dict[str, int]:
     """The numbers of a file with lines such as `active_file 4096` or `VmSize:  4 kB`, in bytes."""
     table: dict[str, int] = {}
-    for line in _read(path).split("\n"):
+    for line in read_file(path).split("\n"):
         name, value, *unit = [*line.split(), "", ""][:3]
         if (number := _number(value)) is not None:
             table[name.rstrip(":")] = number * (1024 if unit == ["kB"] else 1)

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-__all__ = ["HUGE_PAGE", "Mapping", "attach", "create"]
+__all__ = ["HUGE_PAGE", "Mapping", "attach", "create", "populate"]
 
 HUGE_PAGE = 2 << 20
 
@@ -65,12 +65,14 @@ class Mapping:
             object.__setattr__(self, "fd", -1)
 
 
-def create(size: int, *, shared: bool) -> Mapping:
+def create(size: int, *, shared: bool, present: int | None = None) -> Mapping:
     """Maps `size` bytes of zeros, present in memory at once, so that no batch pays for a page fault.
 
     Args:
         size: bytes, at least 1; rounded up to whole huge pages.
         shared: whether other processes will attach to it by its file descriptor.
+        present: how many of them, from the first on, are to be in memory; None for all. The others are addresses and
+            nothing else until they are used, or `populate` makes them present.
 
     Raises:
         MemoryError: the kernel would not give that much; the message names the amount.
@@ -87,9 +89,8 @@ def create(size: int, *, shared: bool) -> Mapping:
         address, memory = _map(fd, size, hooks)
         if not shared:
             _libc.madvise(address, size, _MADV_HUGEPAGE)
-        populated = _libc.madvise(address, size, _MADV_POPULATE_WRITE)
-        if populated != 0 and (code := ctypes.get_errno()) not in (0, 22):  # EINVAL: kernel before 5.14
-            raise OSError(code, os.strerror(code))
+        there = size if present is None else min(size, -(-present // HUGE_PAGE) * HUGE_PAGE)
+        _populate(address, there)
     except OSError as error:
         if fd >= 0:
             os.close(fd)
@@ -97,17 +98,49 @@ def create(size: int, *, shared: bool) -> Mapping:
             f"could not map {size:,} bytes for the batches ({error.strerror}): lower depth or batch_size, "
             "or give the process more memory"
         ) from error
-    huge = _libc.madvise(address, size, _MADV_COLLAPSE) == 0
+    huge = _libc.madvise(address, there, _MADV_COLLAPSE) == 0
     return Mapping(size, memory, fd, huge, address, hooks)
 
 
-def attach(fd: int, size: int) -> Mapping:
-    """Maps memory that another process created with `create(shared=True)`, and closes `fd`."""
+def populate(mapping: Mapping, begin: int, end: int) -> None:
+    """Makes a stretch of a mapping present, on huge pages where all of it was to be.
+
+    Args:
+        mapping: of `create`.
+        begin: offset of its first byte.
+        end: offset behind its last.
+
+    Raises:
+        MemoryError: the kernel would not give that much.
+    """
+    begin = begin // HUGE_PAGE * HUGE_PAGE
+    end = min(mapping.size, -(-end // HUGE_PAGE) * HUGE_PAGE)
+    try:
+        _populate(mapping.address + begin, end - begin)
+    except OSError as error:
+        raise MemoryError(f"could not have {end - begin:,} bytes more ({error.strerror})") from error
+    if mapping.huge:
+        _libc.madvise(mapping.address + begin, end - begin, _MADV_COLLAPSE)
+
+
+def _populate(address: int, size: int) -> None:
+    if _libc.madvise(address, size, _MADV_POPULATE_WRITE) != 0 and (code := ctypes.get_errno()) not in (0, 22):
+        raise OSError(code, os.strerror(code))  # EINVAL, which is 22, comes from a kernel before 5.14
+
+
+def attach(fd: int, size: int, *, present: int | None = None) -> Mapping:
+    """Maps memory that another process created with `create(shared=True)`, and closes `fd`.
+
+    Args:
+        fd: file descriptor.
+        size: bytes.
+        present: how many of them are in memory there already.
+    """
     try:
         hooks: list[Callable[[], None]] = []
         address, memory = _map(fd, size, hooks)
         # Fills the page table in one call; otherwise the first batch pays a fault for every page.
-        _libc.madvise(address, size, _MADV_POPULATE_WRITE)
+        _libc.madvise(address, size if present is None else min(size, present), _MADV_POPULATE_WRITE)
     finally:
         os.close(fd)
     return Mapping(size, memory, -1, False, address, hooks)

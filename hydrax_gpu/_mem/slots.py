@@ -40,22 +40,43 @@ class SlotState(enum.Enum):
 class SlotTable:
     """The state and generation of `depth` slots.
 
-    Free slots are taken last-freed-first: that slot's memory is the likeliest to be in a cache still.
+    Free slots are taken last-freed-first: that slot's memory is the likeliest to be in a cache still. Only the first
+    `in_use` are ever taken; the others wait until there are to be more.
+
+    Args:
+        depth: number of slots.
+        in_use: how many of them are used in the beginning; None for all.
     """
 
-    __slots__ = ("_free", "_generation", "_state")
+    __slots__ = ("_closed", "_free", "_generation", "_state", "in_use")
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, in_use: int | None = None) -> None:
+        self.in_use = depth if in_use is None else in_use
         self._state = [SlotState.FREE] * depth
         self._generation = [0] * depth
-        self._free = list(range(depth - 1, -1, -1))
+        self._free = list(range(self.in_use - 1, -1, -1))
+        self._closed = list(range(depth - 1, self.in_use - 1, -1))  # free, and not to be used
 
     def __len__(self) -> int:
         return len(self._state)
 
     @property
     def free_count(self) -> int:
+        """Slots that can be taken."""
         return len(self._free)
+
+    @property
+    def all_lent(self) -> bool:
+        """Whether every slot that is used is LENT, so that nothing can be filled and nothing is being done."""
+        return not self._free and self._state.count(SlotState.LENT) == len(self._state) - len(self._closed)
+
+    def use(self, count: int) -> None:
+        """From now on only the first `count` slots, 1 to `len(self)`, are taken; what the others hold stays till it is
+        gone."""
+        self.in_use = count
+        free = sorted((*self._free, *self._closed), reverse=True)
+        self._free = [slot for slot in free if slot < count]
+        self._closed = [slot for slot in free if slot >= count]
 
     def count(self, state: SlotState) -> int:
         return self._state.count(state)
@@ -89,7 +110,7 @@ class SlotTable:
     def discard(self, slot: int) -> None:
         """FULL → FREE."""
         self._move(slot, SlotState.FULL, SlotState.FREE)
-        self._free.append(slot)
+        self._put_back(slot)
 
     def copying(self, slot: int, generation: int) -> None:
         """LENT → COPYING: what the batch reads is a copy, which is not known to be done.
@@ -108,7 +129,7 @@ class SlotTable:
             self._state[slot] = SlotState.LENT
         elif self._state[slot] is SlotState.RETIRED:
             self._state[slot] = SlotState.FREE
-            self._free.append(slot)
+            self._put_back(slot)
         else:
             return False
         return True
@@ -119,7 +140,7 @@ class SlotTable:
             return False
         if self._state[slot] is SlotState.LENT:
             self._state[slot] = SlotState.FREE
-            self._free.append(slot)
+            self._put_back(slot)
         elif self._state[slot] is SlotState.COPYING:
             self._state[slot] = SlotState.RETIRED
         else:
@@ -132,6 +153,9 @@ class SlotTable:
             f"slot {i} {state.value} (generation {generation})"
             for i, (state, generation) in enumerate(zip(self._state, self._generation, strict=True))
         )
+
+    def _put_back(self, slot: int) -> None:
+        (self._free if slot < self.in_use else self._closed).append(slot)
 
     def _move(self, slot: int, before: SlotState, after: SlotState) -> None:
         if self._state[slot] is not before:
