@@ -56,7 +56,7 @@ class SimulatedLoader:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
 
-    def window(self, least_seconds: float = 0.15, least_batches: int = 8) -> Window:
+    def window(self, least_seconds: float = 0.15, least_batches: int = 12) -> Window:
         """Runs until it has lasted so long, and so many batches have come. (The first are not counted, as there.)"""
         workers, slots = self.setting
         load = self.load
@@ -67,11 +67,11 @@ class SimulatedLoader:
         chunks = math.ceil(workers / max(1, slots - 1))  # as the engine cuts them
         if chunks > 1 and not load.together:
             chunks *= 2
-        clock = begin = busy = waited = 0.0
+        clock = begin = busy = waited = loading = 0.0
         counted = -(slots + 1)
         while counted < least_batches or clock - begin < least_seconds:
             if counted == 0:
-                begin, busy, waited = clock, 0.0, 0.0
+                begin, busy, waited, loading = clock, 0.0, 0.0, 0.0
             there = released[-slots]
             done = 0.0
             for _ in range(chunks):
@@ -82,15 +82,16 @@ class SimulatedLoader:
                 heapq.heappush(free_workers, at + took)
             given = max(clock, done) + load.hand_over
             waited += given - clock
+            loading += max(0.0, done - clock)
             clock = given + load.step
             released.append(clock)
             counted += 1
         self.now += clock
         self.batches += counted + slots + 1
         cpu = busy / stretch * load.cpu
-        return Window(clock - begin, counted, waited, busy, cpu, own=0.0)
+        return Window(clock - begin, counted, waited, loading, busy, cpu)
 
     def rate(self, setting: Setting) -> float:
         """Batches a second with a setting, without noise."""
         twin = SimulatedLoader(self.load, setting, self.cores)
-        return 1 / twin.window(0.0, 60).period
+        return 1 / twin.window(0.0, 150).period

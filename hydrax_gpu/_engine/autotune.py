@@ -22,7 +22,7 @@ from hydrax_gpu._engine.tuning import Setting, Tuner, Window
 from hydrax_gpu._exec.protocol import Executor, WorkerReady
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._mem.limits import room
-from hydrax_gpu._stages import Kind
+from hydrax_gpu._stages import Cause, Kind
 from hydrax_gpu._tuning import Tuning, TuningStep
 
 __all__ = ["Autotune"]
@@ -30,7 +30,7 @@ __all__ = ["Autotune"]
 _log = logging.getLogger("hydrax_gpu")
 
 _SECONDS = 0.15
-_BATCHES = 8
+_BATCHES = 12
 _SETTLED_SECONDS = 1.0
 """The length of a window when nothing is being tried."""
 _LONGEST_SECONDS = 5.0
@@ -43,6 +43,7 @@ _SHARE = 0.5
 """Of the memory that is left what more workers, or slots, may take at once."""
 
 _LOADING = (int(Kind.READ), int(Kind.LOAD), int(Kind.DECODE))
+_FOR_WORKERS = (int(Cause.QUEUE), int(Cause.READ), int(Cause.LOAD), int(Cause.DECODE))
 _WAIT = int(Kind.WAIT)
 
 
@@ -53,6 +54,7 @@ class _Mark:
     at: int
     batches: int
     waited: int
+    loading: int
     busy: int
     held: int
     waits: int
@@ -138,6 +140,7 @@ class Autotune:
             at=self._stages.clock(),
             batches=totals.batches,
             waited=totals.ns[_WAIT],
+            loading=sum(totals.causes[cause] for cause in _FOR_WORKERS),
             busy=sum(totals.ns[kind] for kind in _LOADING),
             held=totals.held,
             waits=totals.counts[_WAIT],
@@ -228,6 +231,7 @@ def _window(begin: _Mark, end: _Mark) -> Window:
         seconds=max(1, end.at - begin.at) / 1e9,
         batches=end.batches - begin.batches,
         waited=(end.waited - begin.waited) / 1e9,
+        loading=(end.loading - begin.loading) / 1e9,
         busy=(end.busy - begin.busy) / 1e9,
         cpu=sum(end.cpu[each] - begin.cpu[each] for each in both) / 1e9 if known else None,
         own=max(0, end.own - begin.own) / 1e9,

@@ -51,6 +51,9 @@ class Crew:
         self._together = together
         self._workers = [Worker(present=number < wanted) for number in range(most)]
 
+    def __len__(self) -> int:
+        return len(self._workers)
+
     def __getitem__(self, number: int) -> Worker:
         return self._workers[number]
 

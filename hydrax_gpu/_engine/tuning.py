@@ -77,6 +77,7 @@ class Window:
         seconds: how long it was.
         batches: that were handed out in it, at least 1.
         waited: of that, how long `next()` has.
+        loading: of `waited`, how long for what workers do.
         busy: how long workers loaded, the sum over all.
         cpu: processor time of the workers; None when it cannot be known.
         own: processor time of this process, without that of workers in it.
@@ -86,6 +87,7 @@ class Window:
     seconds: float
     batches: int
     waited: float
+    loading: float
     busy: float
     cpu: float | None = None
     own: float = 0.0
@@ -102,13 +104,17 @@ class Window:
 
     def plus(self, other: Window) -> Window:
         """Both as one."""
-        cpu = None if self.cpu is None or other.cpu is None else self.cpu + other.cpu
-        both = self.seconds + other.seconds
-        held = (self.held * self.seconds + other.held * other.seconds) / both
+        seconds = self.seconds + other.seconds
         return Window(
-            both, self.batches + other.batches, self.waited + other.waited, self.busy + other.busy, cpu,
-            self.own + other.own, held,
-        )  # fmt: skip
+            seconds=seconds,
+            batches=self.batches + other.batches,
+            waited=self.waited + other.waited,
+            loading=self.loading + other.loading,
+            busy=self.busy + other.busy,
+            cpu=None if self.cpu is None or other.cpu is None else self.cpu + other.cpu,
+            own=self.own + other.own,
+            held=(self.held * self.seconds + other.held * other.seconds) / seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,24 +219,28 @@ class Tuner:
                 self._settle(f"the loop waits for data {wait:.1%} of the time")
             return
         busy = window.busy / (window.seconds * self.setting.workers)
-        said = f"the loop waited {wait:.0%} of the time"
         held = self._held(window)
-        why = ""
+        said = f"the loop waited {wait:.0%} of the time"
+        for_what = f"{said} and the workers were busy {busy:.0%} of it"
+        why: list[str] = []
         if busy >= _BUSY and not held:
-            why = self._more_workers(window, f"{said} and the workers were busy {busy:.0%} of it")
-            if not why:
+            why.append(self._more_workers(window, for_what))
+            if not why[-1]:
                 return
-        if busy < _ALWAYS_BUSY:
-            for_what = f"{said} and the workers were busy {busy:.0%} of it"
-            if held:
-                for_what = f"{said} with {window.held:.1f} slots in batches that it keeps"
-            no = self._more_slots(window, for_what)
-            if not no:
+        if busy < _ALWAYS_BUSY or held:
+            kept = f"{said} with {window.held:.1f} slots in batches that it keeps"
+            why.append(self._more_slots(window, kept if held else for_what))
+            if not why[-1]:
                 return
-            why = f"{why}; {no}" if why else no
-        if busy < _BUSY and self._fewer(window):
-            return
-        self._settle(why)
+        if busy < _BUSY and not held:
+            # All of them at one batch have it sooner, even if there is not enough for all to do.
+            if window.loading >= 0.5 * window.waited:
+                why.append(self._more_workers(window, f"{said}, most of it for batches that were being loaded"))
+                if not why[-1]:
+                    return
+            elif self._fewer(window):
+                return
+        self._settle("; ".join(why))
 
     def _held(self, window: Window) -> bool:
         return window.held > max(1.5, self.setting.slots - 1.5)
@@ -302,12 +312,14 @@ class Tuner:
         seen = window if trial.seen is None else trial.seen.plus(window)
         gain = trial.baseline.period / seen.period
         windows = trial.windows + 1
-        if windows < _WINDOWS and 1 / _CLEAR < gain < _CLEAR:
+        fewer = self.setting.workers < trial.before.workers
+        plain = gain >= _LOSS and seen.wait_share < _ENOUGH if fewer else windows > 1 and _LOSS < gain < 2 - _LOSS
+        if windows < _WINDOWS and 1 / _CLEAR < gain < _CLEAR and not plain:
             self._trial = replace(trial, windows=windows, seen=seen)
             return
         self._trial = None
         before, now = trial.before, self.setting
-        if now.workers < before.workers:
+        if fewer:
             enough = seen.wait_share < _ENOUGH or trial.baseline.wait_share >= _ENOUGH
             if gain >= _LOSS and enough:
                 self._move_on(seen)
