@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from . import (
+    autotune,
     cache,
     gpu,
     handover,
@@ -36,6 +37,7 @@ from .workloads import make_large_file, make_record_file
 NAMES = (
     *("items", "bytes", "overlap", "startup", "handover", "plan", "shards", "scale", "kernels", "cache", "sources"),
     "stages",
+    "autotune",
     "jpeg",
 )
 SLOW = ("soak",)
@@ -234,6 +236,8 @@ def _without_gpu(options: argparse.Namespace, stack: ExitStack) -> Iterator[Expe
         yield from sources.experiments(**times)
     if "stages" in options.only:
         yield from stages.experiments()
+    if "autotune" in options.only:
+        yield from autotune.experiments()
     if "jpeg" in options.only:
         # these need NumPy and Pillow, which nothing else here does
         from . import jpeg, photos

@@ -116,6 +116,7 @@ class Autotune:
             if not batches or sum(number in workers for number in range(setting.workers)) < setting.workers:
                 return None
             self._ready = True
+            self._employ(setting.workers)
             # what is in slots now was, at least in part, loaded as it was before
             self._from = batches + setting.slots + 1
             return None
@@ -172,11 +173,16 @@ class Autotune:
         seconds = (time.perf_counter_ns() - self._begin) / 1e9
         self._steps.append(TuningStep(seconds, self._stages.totals.batches, *setting, rate, why))
         self._log("%d workers and %d slots from now on: %s", *setting, why)
-        self._stages.employed.change(self._stages.clock(), setting.workers)
+        if setting.workers < self._stages.employed.now:
+            self._employ(setting.workers)
         if self._stages.trace is not None:
             self._stages.trace.level("tuning", self._stages.clock(), setting._asdict())
         self._ready, self._mark = False, None
         return Tune(*setting)
+
+    def _employ(self, workers: int) -> None:
+        if workers != self._stages.employed.now:
+            self._stages.employed.change(self._stages.clock(), workers)
 
     def refused(self, workers: int, why: str) -> Tune:
         """So many workers is all that can be had: a further one could not be started, for the reason `why`."""

@@ -22,6 +22,8 @@ _BUSY = 0.7
 """Workers that are busy for this share of their time are too few, if the loop waits."""
 _ALWAYS_BUSY = 0.93
 """Workers that are have always had a slot to fill."""
+_MARGIN = 1.25
+"""Workers are wanted that are not busy all of the time: batches are not all alike."""
 _GAIN = 1.04
 """More has to make batches come so much quicker to stay: a worker costs memory, and its start processor time."""
 _LOSS = 0.98
@@ -271,7 +273,7 @@ class Tuner:
             return why
         # In the time that the loop takes for itself, they can load without being noticed.
         step = max(window.seconds - window.waited, 1e-9)
-        wanted = math.ceil(1.1 * window.busy / step)
+        wanted = math.ceil(_MARGIN * window.busy / step)
         # where that is most of the time, the quotient can be relied on
         leap = 4 if step > 0.3 * window.seconds else 2
         self._try(window, Setting(min(max(wanted, count + 1), leap * count, int(most)), self.setting.slots), for_what)
@@ -294,7 +296,7 @@ class Tuner:
     def _fewer(self, window: Window) -> bool:
         """Tries fewer workers, where some have nothing to do."""
         busy = window.busy / window.seconds
-        wanted = max(1, math.ceil(1.25 * busy + 0.1), self._too_few_workers + 1)
+        wanted = max(1, math.ceil(_MARGIN * busy + 0.1), self._too_few_workers + 1)
         if not self._tunes_workers or wanted >= self.setting.workers:
             return False
         why = f"{busy:.1f} of {self.setting.workers} workers had something to do"
