@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import logging
 import os
@@ -15,24 +16,32 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="how many (default 1000)")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="the first (default 0)")
     parser.add_argument("--verbose", action="store_true", help="a line for each seed, and the loader's log")
+    parser.add_argument("--tuned", action="store_true", help="with workers and slots that come and go all the time")
     options = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     logging.getLogger("hydrax_gpu").setLevel(logging.WARNING if options.verbose else logging.CRITICAL)
 
     from hydrax_gpu._exec import procs
     from tests.chaos.case import Agent, Case, check
+    from tests.restless import restless
 
     procs._GRACE_SECONDS = 0.2  # pyright: ignore[reportPrivateUsage]  # workers that hang are left no time here
     agent, failed = Agent(), 0
+    tuned = " --tuned" if options.tuned else ""
     try:
         for seed in range(options.first, options.first + options.seeds):
             faulthandler.dump_traceback_later(100, exit=True)
             begin = time.perf_counter()
-            problems = check(Case.draw(seed), agent)
+            with restless() if options.tuned else contextlib.nullcontext():
+                case = Case.draw(seed)
+                problems = check(case.tuned() if options.tuned else case, agent)
             if problems:
                 failed += 1
                 print(
-                    f"seed {seed} (python -m tests.chaos --first {seed} --seeds 1):", *problems, sep="\n  ", flush=True
+                    f"seed {seed} (python -m tests.chaos --first {seed} --seeds 1{tuned}):",
+                    *problems,
+                    sep="\n  ",
+                    flush=True,
                 )
             elif options.verbose:
                 print(f"seed {seed}: well, {time.perf_counter() - begin:.2f} s", flush=True)

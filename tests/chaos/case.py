@@ -97,6 +97,10 @@ class Case:
             interrupts=tuple(sorted(rng.sample(range(60), rng.choice([0, 0, 1, 2])))) if not hangs else (),
         )
 
+    def tuned(self) -> Case:
+        """The same with numbers of workers and slots that change while it runs."""
+        return replace(self, options=self.options | {"loader_count": "auto", "depth": "auto"})
+
     def loader(self, load: Load, start_at: Any = (0, 0), **options: Any) -> Dataloader[int]:
         """A loader of this case."""
         return Dataloader(

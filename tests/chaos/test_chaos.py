@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos.case import Agent, Case, check
+from tests.restless import restless
 
 
 @pytest.fixture
@@ -25,6 +26,13 @@ def test_a_run_under_chaos_comes_to_what_the_clean_run_comes_to(
     caplog.set_level(logging.CRITICAL, "hydrax_gpu")  # hundreds of deaths are told of otherwise
     problems = {seed: found for seed in range(first, first + 5) if (found := check(Case.draw(seed), agent))}
     assert problems == {}
+
+
+@pytest.mark.parametrize("seed", [1, 3, 6])
+def test_it_does_so_while_workers_come_and_go(seed: int, agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "hydrax_gpu")
+    with restless():
+        assert check(Case.draw(seed).tuned(), agent) == []
 
 
 def test_the_seeds_are_of_many_kinds() -> None:

@@ -100,4 +100,4 @@ class TunedWorld(World):
 
 
 TestTunedWorld = TunedWorld.TestCase
-TestTunedWorld.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+TestTunedWorld.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)

@@ -18,6 +18,7 @@ from hydrax_gpu._exec.worker import Worker
 from hydrax_gpu._mem.cores import cores
 from hydrax_gpu.report import Tuning
 from tests import loaders
+from tests.restless import restless
 from tests.slow import take
 
 ARRAYS = {"x": ((4,), "int32", "int32"), "seed": ((2,), "uint32", "uint32")}
@@ -36,23 +37,10 @@ def content(batches: Iterator[Any]) -> list[tuple[bytes, bytes]]:
     return found
 
 
-@pytest.fixture
-def restless(monkeypatch: pytest.MonkeyPatch) -> list[Setting]:
-    """A tuner that changes everything at every look, and looks at every batch; the settings that it has named."""
-    named: list[Setting] = []
-
-    def feed(self: Tuner, window: Window) -> Setting:
-        workers = 1 + (3 * len(named) + 2) % 4
-        slots = 1 + (5 * len(named) + 3) % 5
-        self.setting = Setting(min(workers, self.limits.workers), min(slots, self.limits.slots))
-        self.why = "restless"
-        named.append(self.setting)
-        return self.setting
-
-    monkeypatch.setattr(Tuner, "feed", feed)
-    monkeypatch.setattr("hydrax_gpu._engine.autotune._SECONDS", 0.0)
-    monkeypatch.setattr("hydrax_gpu._engine.autotune._BATCHES", 1)
-    return named
+@pytest.fixture(name="restless")
+def restless_fixture() -> Iterator[list[Setting]]:
+    with restless() as named:
+        yield named
 
 
 def until(it: Any, enough: Callable[[], bool]) -> list[tuple[bytes, bytes]]:
