@@ -22,6 +22,7 @@ class Load:
         hand_over: what the main process does about each batch while the consumer waits.
         cpu: which share of `load` needs a processor.
         together: whether rows are loaded in calls that are as large as can be.
+        shared: of something that only one of them can use at a time, such as a disk; they wait for it while they load.
         spread: standard deviation of a chunk's time, relative to it.
     """
 
@@ -30,6 +31,7 @@ class Load:
     hand_over: float = 0.0
     cpu: float = 0.0
     together: bool = False
+    shared: float = 0.0
     spread: float = 0.1
 
 
@@ -61,7 +63,9 @@ class SimulatedLoader:
         workers, slots = self.setting
         load = self.load
         # processors are shared, and what happens on the machine meanwhile concerns all of them
-        stretch = max(1.0, workers * load.cpu / self.cores) * max(0.2, 1 + self.noise * self.rng.gauss(0, 1))
+        stretch = max(1.0, workers * load.cpu / self.cores, workers * load.shared / load.load) * max(
+            0.2, 1 + self.noise * self.rng.gauss(0, 1)
+        )
         free_workers = [0.0] * workers
         released = [0.0] * slots  # when the batches before gave their slots back, in order
         chunks = math.ceil(workers / max(1, slots - 1))  # as the engine cuts them

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import deque
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
 from hydrax_gpu._engine.messages import Dismiss, Dispatch, Effect, Enlist, Place, Respawn, Tune
 from hydrax_gpu._exec.protocol import WorkerLeft, WorkerLost
+from hydrax_gpu._mem.slots import SlotState, SlotTable
 from tests.property.test_engine_core import World
 
 
@@ -87,6 +88,15 @@ class TunedWorld(World):
             self.take(self.core.step(WorkerLost(worker, 100 + worker, 1, "no memory", "", None)))
 
     @invariant()
+    def no_more_batches_exist_than_depth(self) -> None:
+        if hasattr(self, "core"):
+            slots = self.core.slots
+            free = [slot for slot in range(self.depth) if slots.state(slot) is SlotState.FREE]
+            assert slots.free_count == sum(slot < slots.in_use for slot in free)
+            assert len({*self.lent, *self.copying}) + len(self.to_place) <= self.depth - len(free)
+            assert self.core.copying == len(self.copying)
+
+    @invariant()
     def a_number_that_is_wanted_has_a_worker(self) -> None:
         if hasattr(self, "core") and not self.ended:
             for number in range(min(self.wanted, len(self.core.crew))):
@@ -97,6 +107,40 @@ class TunedWorld(World):
             while self.leaving:
                 self.take(self.core.step(WorkerLeft(self.leaving.pop())))
         super().teardown()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    depth=st.integers(1, 5),
+    steps=st.lists(st.tuples(st.sampled_from(["use", "take", "discard", "lend"]), st.integers(0, 100)), max_size=40),
+)
+def test_slots_that_are_not_in_use_are_not_taken(depth: int, steps: list[tuple[str, int]]) -> None:
+    table = SlotTable(depth, 1)
+    filling: list[int] = []
+    lent: list[tuple[int, int]] = []
+    for what, number in steps:
+        if what == "use":
+            table.use(1 + number % depth)
+        elif what == "take":
+            taken = table.take()
+            busy = {*filling, *(slot for slot, _ in lent)}
+            assert (taken is None) == busy.issuperset(range(table.in_use))
+            if taken is not None:
+                assert taken[0] < table.in_use and taken[0] not in busy
+                filling.append(taken[0])
+        elif filling:
+            slot = filling.pop(number % len(filling))
+            table.filled(slot)
+            if what == "discard":
+                table.discard(slot)
+            else:
+                table.lend(slot)
+                lent.append((slot, table.generation(slot)))
+        elif lent:
+            assert table.release(*lent.pop(number % len(lent)))
+        free = [slot for slot in range(depth) if table.state(slot) is SlotState.FREE]
+        assert table.free_count == sum(slot < table.in_use for slot in free)
+        assert table.all_lent == (not filling and not table.free_count)
 
 
 TestTunedWorld = TunedWorld.TestCase

@@ -55,6 +55,7 @@ LOADS = {
     "consumer": Load(load=0.004, step=0.01, cpu=1.0),
     "hand-over": Load(load=0.002, hand_over=0.004, cpu=1.0),
     "together": Load(load=0.06, together=True, cpu=0.05),
+    "disk": Load(load=0.04, shared=0.011, cpu=0.05),
     "uneven": Load(load=0.03, step=0.02, spread=0.8, together=True, cpu=0.1),
 }
 
@@ -78,6 +79,7 @@ def test_it_comes_close_to_the_best_within_a_few_hundred_batches(name: str) -> N
         step=st.sampled_from([0.0, 0.001, 0.01, 0.05]),
         hand_over=st.sampled_from([0.0, 0.001, 0.01]),
         cpu=st.floats(0.0, 1.0),
+        shared=st.sampled_from([0.0, 0.001, 0.02]),
         together=st.booleans(),
         spread=st.floats(0.0, 0.5),
     ),
