@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
+from hydrax_gpu._kernels.choice import choose
 from hydrax_gpu._plan import GroupPlan
 from hydrax_gpu._spec import ArrayLayout, Layout, LayoutTuple
 
@@ -145,4 +146,4 @@ def store_spec(cache: CacheDeclaration, plan: GroupPlan, data: Sequence[Any], *,
         fingerprint=cache.fingerprint,
         cache_version=cache.version,
     )
-    return StoreSpec(cache.location, descriptor, cache.readonly)
+    return StoreSpec(cache.location, descriptor, cache.readonly, choose().path)
