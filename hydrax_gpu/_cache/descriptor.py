@@ -114,7 +114,7 @@ def check(location: str, stored: Descriptor, wanted: Descriptor) -> None:
 def _check_arrays(location: str, stored: tuple[ArrayFormat, ...], wanted: tuple[ArrayFormat, ...]) -> None:
     _compare(location, "number of arrays", len(stored), len(wanted), _FIXES["arrays"])
     for position, (old, new) in enumerate(zip(stored, wanted, strict=True)):
-        for field in ("dtype", "item_shape", "compression", "nbytes"):
+        for field in ("compression", "nbytes", "dtype", "item_shape"):
             fix = _compression_fix(location, old, new) if field == "compression" else _FIXES["arrays"]
             _compare(location, f"arrays[{position}].{field}", getattr(old, field), getattr(new, field), fix)
 
