@@ -343,9 +343,9 @@ class Runner:
 
     def _dispatch(self, effect: Dispatch) -> None:
         load, begin, end = effect.load, effect.begin, effect.end
-        plan, stages = load.plan, self.stages
+        plan, group = load.plan, self._group(load.plan)
+        stages = self.stages
         start = stages.clock() if stages.ways or stages.full else 0
-        group = self._group(plan)
         data = self._data[group]
         seeds = None if plan.seeds is None else plan.seeds[begin:end]
         indices = plan.indices[begin:end]
