@@ -332,7 +332,7 @@ class Dataloader(Generic[D]):
 
     def _build(self) -> Stream:
         sizing = self._sizing
-        stages = StageClock(sizing.start.workers)
+        stages = StageClock(sizing.start.workers, ordered=self._deterministic)
         groups = (*self._training, *self._validation)
         layouts, cached = all_layouts(groups)
         shards = self._shards

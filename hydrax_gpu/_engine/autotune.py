@@ -110,7 +110,7 @@ class Autotune:
         Args:
             workers: those that are ready.
         """
-        batches = self._stages.totals.batches
+        batches = self._stages.batches
         setting = self._tuner.setting
         if not self._ready:
             if not batches or sum(number in workers for number in range(setting.workers)) < setting.workers:
@@ -135,7 +135,7 @@ class Autotune:
         return self._feed(_window(mark, now))
 
     def _now(self, workers: Mapping[int, WorkerReady]) -> _Mark:
-        totals = self._stages.totals
+        totals = self._stages.settle()
         cpu = {number: self._executor.cpu_ns(number) for number in workers}
         return _Mark(
             at=self._stages.clock(),
@@ -171,7 +171,7 @@ class Autotune:
             self._tuner.refuse(setting, why)
             _log.warning("depth='auto' stays at %d slots: %s", setting.slots, why)
         seconds = (time.perf_counter_ns() - self._begin) / 1e9
-        self._steps.append(TuningStep(seconds, self._stages.totals.batches, *setting, rate, why))
+        self._steps.append(TuningStep(seconds, self._stages.batches, *setting, rate, why))
         self._log("%d workers and %d slots from now on: %s", *setting, why)
         if setting.workers < self._stages.employed.now:
             self._employ(setting.workers)

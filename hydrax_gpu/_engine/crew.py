@@ -1,4 +1,4 @@
-"""The workers as the core knows them: what each has to do, how many there are to be, and who comes and goes for that.
+"""Which worker has which chunks, and which chunks wait for one. Pure, as the core is, whose part it is.
 
 A number is given to one worker at a time. It comes when it is wanted (`Enlist`), takes chunks once it is ready, and
 takes none any more when it is not wanted; with the last of those it has, it is dismissed (`Dismiss`). Only when it is
@@ -7,28 +7,42 @@ known to have left can its number be given to another.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, final
 
-from hydrax_gpu._engine.messages import Dismiss, Effect, Enlist, Load
+from hydrax_gpu._engine.messages import Dismiss, Dispatch, Effect, Enlist, Load
+from hydrax_gpu._plan import BatchPlan
 
-__all__ = ["Chunk", "Crew", "Worker"]
+__all__ = ["Chunk", "Crew", "Lost"]
 
 
 @dataclass(slots=True, eq=False)
 class Chunk:
-    """Rows `begin .. end` of a load, for one worker."""
+    """Rows `begin .. end` of a load, which are one task.
+
+    Attributes:
+        load: whose rows they are; `pending` of it counts this chunk until whoever took it from the crew says otherwise.
+        begin: the first row.
+        end: the row behind the last one.
+        suspect: whether it is a single row, at which a worker has died, or at that and others.
+        refused: whether it is a single row, whose file the device could not decode.
+    """
 
     load: Load
     begin: int
     end: int
-    suspect: bool = False  # a single row, at which a worker has died, or at that and others
-    refused: bool = False  # a single row, whose file the device could not decode
+    suspect: bool = False
+    refused: bool = False
+
+    @property
+    def rows(self) -> int:
+        return self.end - self.begin
 
 
 @dataclass(slots=True, eq=False)
-class Worker:
-    """One worker."""
-
+class _Worker:
     began: bool = False  # it, or one in whose place it came, was ready once
     present: bool = False  # it was enlisted, and has not left
     leaving: bool = False  # it was dismissed
@@ -37,8 +51,29 @@ class Worker:
     chunks: dict[int, Chunk] = field(default_factory=dict[int, Chunk])  # in the order in which it does them
 
 
+class Lost(NamedTuple):
+    """What a worker leaves that is no more.
+
+    Attributes:
+        chunks: that it was given and has not finished, in its order.
+        items: the indices of their items.
+        at: the chunk and the rows that it was at, None when it was at none.
+        began: whether it, or one in whose place it came, was ready once.
+        leaving: whether it was dismissed.
+        again: whether another is to come in its place, which is the driver's to see to.
+    """
+
+    chunks: list[Chunk]
+    items: list[int]
+    at: tuple[Chunk, range] | None
+    began: bool
+    leaving: bool
+    again: bool
+
+
+@final
 class Crew:
-    """Who works.
+    """The workers, as far as the core knows them, and the queue of what they are to do.
 
     Args:
         most: how many workers there can be.
@@ -48,14 +83,54 @@ class Crew:
 
     def __init__(self, most: int, wanted: int, *, together: bool) -> None:
         self.wanted = wanted
+        self._workers = [_Worker(present=number < wanted) for number in range(most)]
         self._together = together
-        self._workers = [Worker(present=number < wanted) for number in range(most)]
+        self._queue: deque[Chunk] = deque()
+        self._chunk_count = 0
+
+    # The queue.
+
+    def add(self, load: Load, pieces: Sequence[tuple[int, int]]) -> None:
+        """Puts rows of a load, as `(begin, end)`, behind all that waits."""
+        self._queue.extend(Chunk(load, begin, end) for begin, end in pieces)
+        load.pending += len(pieces)
+
+    def add_first(
+        self, load: Load, pieces: Sequence[tuple[int, int]], *, suspect: bool = False, refused: bool = False
+    ) -> None:
+        """Puts rows before all that waits, since they are the oldest; pieces without rows are left out."""
+        for begin, end in reversed(pieces):
+            if begin < end:
+                load.pending += 1
+                self._queue.appendleft(Chunk(load, begin, end, suspect, refused))
+
+    def give_back(self, chunk: Chunk) -> None:
+        """Puts a chunk that was not begun before all that waits."""
+        self._queue.appendleft(chunk)
+
+    def dispatch(self, capacity: int) -> list[Dispatch]:
+        """Gives what waits to ready workers, up to `capacity` chunks each, to those first that have the fewest."""
+        given: list[Dispatch] = []
+        while self._queue and (number := self._least_busy(capacity)) is not None:
+            chunk = self._queue.popleft()
+            self._chunk_count += 1
+            self._workers[number].chunks[self._chunk_count] = chunk
+            given.append(Dispatch(number, self._chunk_count, chunk.load, chunk.begin, chunk.end, chunk.refused))
+        return given
+
+    def _least_busy(self, capacity: int) -> int | None:
+        best: int | None = None
+        least = capacity
+        for number in range(self.wanted):
+            worker = self._workers[number]
+            if worker.ready and len(worker.chunks) < least:
+                best, least = number, len(worker.chunks)
+        return best
+
+    # The workers.
 
     def __len__(self) -> int:
         return len(self._workers)
-
-    def __getitem__(self, number: int) -> Worker:
-        return self._workers[number]
 
     def want(self, count: int) -> list[Effect]:
         """There are to be `count` workers, at least 1."""
@@ -68,16 +143,9 @@ class Crew:
         worker.ready = worker.began = True
         return self.suit(number)
 
-    def replace(self, number: int) -> bool:
-        """A worker is lost. Returns whether another is to come in its place, which is the driver's to see to."""
-        worker = self._workers[number]
-        again = number < self.wanted and not worker.leaving
-        self._workers[number] = Worker(began=worker.began, present=again)
-        return again
-
     def left(self, number: int) -> list[Effect]:
         """A worker that was dismissed has ended, or one that was enlisted will not come."""
-        self._workers[number] = Worker(began=self._workers[number].began)
+        self._workers[number] = _Worker(began=self._workers[number].began)
         return self.suit(number)
 
     def suit(self, number: int) -> list[Effect]:
@@ -92,33 +160,54 @@ class Crew:
             return [Dismiss(number)]
         return []
 
-    def least_busy(self, capacity: int) -> int | None:
-        """The worker with the fewest chunks, if that are less than `capacity`."""
-        best: int | None = None
-        least = capacity
-        for number in range(self.wanted):
-            worker = self._workers[number]
-            if worker.ready and len(worker.chunks) < least:
-                best, least = number, len(worker.chunks)
-        return best
+    def done(self, number: int, chunk: int) -> Chunk | None:
+        """Takes a chunk from a worker that has finished it; None if it is not that worker's (any more)."""
+        worker = self._workers[number]
+        found = worker.chunks.pop(chunk, None)
+        if found is not None:
+            worker.rows_done += found.rows
+        return found
 
-    # What they are at.
+    def unsent(self, number: int, chunk: int) -> Chunk | None:
+        """Takes a chunk from a worker that it never reached; None if it is not that worker's (any more)."""
+        return self._workers[number].chunks.pop(chunk, None)
+
+    def lost(self, number: int, begun: int) -> Lost:
+        """Takes all chunks from a worker that is gone, and which has begun `begun` items in its life."""
+        worker = self._workers[number]
+        again = number < self.wanted and not worker.leaving
+        self._workers[number] = _Worker(began=worker.began, present=again)
+        at = self._rows_at(worker, begun)
+        return Lost(list(worker.chunks.values()), _items_of(worker), at, worker.began, worker.leaving, again)
 
     def given_to(self, number: int) -> list[int] | None:
         """The indices of the items that a worker was given and has not finished; None while it is not ready."""
         worker = self._workers[number]
-        return self.items_of(worker) if worker.ready else None
+        return _items_of(worker) if worker.ready else None
 
-    def items_of(self, worker: Worker) -> list[int]:
-        """The indices of the items that a worker was given and has not finished."""
-        return [i for c in worker.chunks.values() for i in c.load.plan.indices[c.begin : c.end]]
+    def in_work(self, number: int, begun: int) -> tuple[BatchPlan, list[int], int, int] | None:
+        """What a worker is at that has begun `begun` items in its life.
 
-    def rows_at(self, worker: Worker, begun: int) -> tuple[Chunk, range] | None:
-        """The chunk that a worker is at which has begun `begun` items in its life, and of its rows those; or None."""
+        Returns:
+            The batch, the items (one, or all that are loaded together), and which item the first of them is (from 1)
+            of how many that the worker was given with it; None when the worker has nothing to do.
+        """
+        found = self._rows_at(self._workers[number], begun)
+        if found is None:
+            return None
+        chunk, rows = found
+        plan = chunk.load.plan
+        return plan, [plan.indices[row] for row in rows], rows[0] - chunk.begin + 1, chunk.rows
+
+    def _rows_at(self, worker: _Worker, begun: int) -> tuple[Chunk, range] | None:
         ahead = begun - worker.rows_done - 1  # of the rows of its chunks, in their order
         for chunk in worker.chunks.values():
-            if 0 <= ahead < chunk.end - chunk.begin:
+            if 0 <= ahead < chunk.rows:
                 row = chunk.begin + ahead
                 return chunk, range(chunk.begin, chunk.end) if self._together else range(row, row + 1)
-            ahead -= chunk.end - chunk.begin
+            ahead -= chunk.rows
         return None
+
+
+def _items_of(worker: _Worker) -> list[int]:
+    return [i for c in worker.chunks.values() for i in c.load.plan.indices[c.begin : c.end]]

@@ -42,7 +42,7 @@ def timed_out(runner: Runner, seconds: float) -> BatchTimeoutError:
     stacks: dict[int, str] = {}
     views = runner.executor.inspect()
     for view in views:
-        at = core.in_work(view.worker, view.begun)
+        at = core.crew.in_work(view.worker, view.begun)
         if at is not None:
             items += at[1]
         given = core.crew.given_to(view.worker)
