@@ -494,10 +494,8 @@ class StageClock:
         now = self.clock() if at is None else at
         whole = self.settle().since(self._base, now)
         # the oldest snapshot is replaced at the next one, so this is of 9 to 10 seconds, once there are as many
-        recent: Stages | None = None
-        if len(self._recent) >= 3:
-            lately = self._recent[0]
-            recent = Stages.of(self.totals.since(lately, now), self.employed.mean(lately.at, now))
+        since = self._recent[0] if len(self._recent) >= 3 else None
+        recent = since and Stages.of(self.totals.since(since, now), self.employed.mean(since.at, now))
         return Stages.of(whole, self.employed.mean(self._base.at, now), recent)
 
 

@@ -82,7 +82,7 @@ class TunedWorld(World):
     @rule(data=st.data())
     def a_worker_cannot_start_that_is_not_wanted(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from([worker for worker in self.unready if worker >= self.wanted]))
-        if not self.core.crew[worker].began:
+        if not self.core.crew._workers[worker].began:
             self.unready.remove(worker)
             del self.queues[worker]
             self.take(self.core.step(WorkerLost(worker, 100 + worker, 1, "no memory", "", None)))
@@ -112,7 +112,9 @@ class TunedWorld(World):
 @settings(max_examples=100, deadline=None)
 @given(
     depth=st.integers(1, 5),
-    steps=st.lists(st.tuples(st.sampled_from(["use", "take", "discard", "lend"]), st.integers(0, 100)), max_size=40),
+    steps=st.lists(
+        st.tuples(st.sampled_from(["use", "take", "discard", "lend"]), st.integers(0, 4)), min_size=25, max_size=60
+    ),
 )
 def test_slots_that_are_not_in_use_are_not_taken(depth: int, steps: list[tuple[str, int]]) -> None:
     table = SlotTable(depth, 1)
