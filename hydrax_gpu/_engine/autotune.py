@@ -18,7 +18,7 @@ from pathlib import Path
 from hydrax_gpu._engine.core import Core
 from hydrax_gpu._engine.messages import Tune
 from hydrax_gpu._engine.stages import StageClock
-from hydrax_gpu._engine.tuning import Setting, Tuner, Window
+from hydrax_gpu._engine.tuning import Limits, Setting, Tuner, Window
 from hydrax_gpu._exec.protocol import Executor, WorkerReady
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._mem.limits import room
@@ -197,7 +197,7 @@ class Autotune:
         """How many there are to be."""
         return self._tuner.setting.workers
 
-    def _limits(self, setting: Setting):
+    def _limits(self, setting: Setting) -> Limits:
         """The limits, with what memory leaves of them now."""
         left = room(shared=self._shared)
         limits = self._tuner.limits

@@ -28,7 +28,7 @@ def test_a_run_under_chaos_comes_to_what_the_clean_run_comes_to(
     assert problems == {}
 
 
-@pytest.mark.parametrize("seed", [1, 3, 6])
+@pytest.mark.parametrize("seed", [3, 18])
 def test_it_does_so_while_workers_come_and_go(seed: int, agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "hydrax_gpu")
     with restless():
