@@ -99,11 +99,12 @@ bool straight(const Table& t, int64_t count) {
 //           its checksum and that one's seed; room for the order of the records; and what became of each, which is set
 //   gap     bytes between two records that are read along with them, at most
 //   limit   bytes of a read of more than one record, at most; `block` where all of them lie behind one another
-//   done    bytes that were read, and the calls it took: added to
+//   done    bytes that were read, the calls it took, and the records that are not good
 extern "C" __attribute__((visibility("default"))) int hx_cache_read(int fd, Hash hash, unsigned char* memory,
                                                                     int64_t* words, int64_t count, int64_t gap,
                                                                     int64_t limit, int64_t block, int64_t* done) {
     const Table t(words, count);
+    done[0] = done[1] = done[2] = 0;
     unsigned char waste[kWaste];
     if (gap > kWaste) gap = kWaste;
     bool ascending = true;
@@ -153,9 +154,11 @@ extern "C" __attribute__((visibility("default"))) int hx_cache_read(int fd, Hash
             if (!size) continue;
             if (t.offset[record] + size > run.start + got) {
                 t.verdict[record] = kShort;
+                ++done[2];
             } else {
                 const bool good = hash(memory + t.target[record], size, t.seed[record]) == t.sum[record];
                 t.verdict[record] = good ? kGood : kWrong;
+                done[2] += !good;
             }
         }
     }

@@ -33,6 +33,7 @@ __all__ = [
     "VERDICT",
     "WORDS",
     "Bulk",
+    "Done",
     "Found",
     "Span",
     "bulk",
@@ -52,6 +53,9 @@ _TRIED = (0, 1, 3, 8, 16, 17, 128, 129, 240, 241, 1024, 4099)
 """Bytes of what the function is tried with: XXH3 has another way for each of these ranges."""
 
 
+_Counts = ctypes.c_int64 * 3
+
+
 class Found(NamedTuple):
     """Entries that were looked up.
 
@@ -66,6 +70,22 @@ class Found(NamedTuple):
     places: npt.NDArray[np.int64]
     rows: npt.NDArray[np.uint64]
     flags: int
+
+
+class Done(NamedTuple):
+    """What became of a read.
+
+    Attributes:
+        nbytes: bytes read.
+        calls: calls of the operating system.
+        bad: number of records that are not good.
+        verdicts: int64, shape `(n,)`: 0 for a good record, 1 for a wrong checksum, 2 for one that the file ends before.
+    """
+
+    nbytes: int
+    calls: int
+    bad: int
+    verdicts: npt.NDArray[np.int64]
 
 
 class Span(NamedTuple):
@@ -147,26 +167,24 @@ class Bulk:
         )  # fmt: skip
         return None if flags < 0 else Found(places[0], places[1], out, flags)
 
-    def read(self, fd: int, memory: int, table: npt.NDArray[np.int64], span: Span) -> tuple[int, int]:
+    def read(self, fd: int, memory: int, table: npt.NDArray[np.int64], span: Span) -> Done:
         """Reads records of a file and checks them.
 
         Args:
             fd: the file.
             memory: address that targets count from.
             table: int64, shape `(WORDS, n)`, C-contiguous: offset in the file, bytes, target, checksum and seed (both
-                unsigned) of each record. `ORDER` is written to. `VERDICT` is set: 0 for a good record, 1 for a wrong
-                checksum, 2 for one that the file ends before.
+                unsigned) of each record. The others are written to.
             span: how reads are cut.
-
-        Returns:
-            Bytes read, and calls.
 
         Raises:
             OSError: of reading. Verdicts then mean nothing.
         """
-        done = (ctypes.c_int64 * 2)()
-        _raise(self._read(fd, self._hash, memory, _address(table), table.shape[1], *span, done))
-        return done[0], done[1]
+        done = _Counts()
+        error = self._read(fd, self._hash, memory, _address(table), table.shape[1], *span, done)
+        if error:
+            raise OSError(error, os.strerror(error))
+        return Done(*done, table[VERDICT])
 
     def read_rows(
         self,
@@ -177,34 +195,31 @@ class Bulk:
         into: npt.NDArray[np.int64] | None,
         array: tuple[int, int],
         span: Span,
-    ) -> tuple[npt.NDArray[np.int64], int, int]:
+    ) -> Done:
         """`read` of one array of entries of one writer, which is not compressed.
 
         Args:
             fd: the writer's file of that array.
             memory: address of the first row of a batch.
-            rows: uint64, shape `(n, words)`: of the entries.
-            keys: int64, shape `(n,)`: theirs.
-            into: int64, shape `(n,)`: number of the row that each goes to; None for one after the other.
+            rows: uint64, shape `(n, words)`, C-contiguous: of the entries.
+            keys: int64, shape `(n,)`, contiguous: theirs.
+            into: int64, shape `(n,)`, contiguous: number of the row that each goes to; None for one after the other.
             array: its number and its bytes a row.
             span: how reads are cut.
-
-        Returns:
-            Verdicts, as of `read`; bytes read, and calls.
 
         Raises:
             OSError: of reading.
         """
-        count = len(rows)
-        rows, keys = np.ascontiguousarray(rows), np.ascontiguousarray(keys)
-        table, done = np.empty((WORDS, count), np.int64), (ctypes.c_int64 * 2)()
+        count, width = rows.shape
+        table, done = np.empty((WORDS, count), np.int64), _Counts()
         position, nbytes = array
         error = self._read_rows(
-            fd, self._hash, memory, _address(rows), rows.shape[1], _address(keys),
+            fd, self._hash, memory, _address(rows), width, _address(keys),
             None if into is None else _address(into), count, position, nbytes, *span, _address(table), done,
         )  # fmt: skip
-        _raise(error)
-        return table[VERDICT], done[0], done[1]
+        if error:
+            raise OSError(error, os.strerror(error))
+        return Done(*done, table[VERDICT])
 
     def sums(
         self, memory: int, nbytes: int, rows: npt.NDArray[np.int64], seeds: npt.NDArray[np.uint64]
@@ -218,11 +233,6 @@ class Bulk:
 
 def _address(array: npt.NDArray[Any]) -> int:
     return array.__array_interface__["data"][0]
-
-
-def _raise(error: int) -> None:
-    if error:
-        raise OSError(error, os.strerror(error))
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from hydrax_gpu._cache.bulk import OFFSET, SEED, SIZE, SUM, TARGET, VERDICT, WORDS, Bulk, Span
+from hydrax_gpu._cache.bulk import OFFSET, SEED, SIZE, SUM, TARGET, WORDS, Bulk, Done, Span
 from hydrax_gpu._cache.checksums import Digest
 from hydrax_gpu._cache.files import Files
 from hydrax_gpu._cache.journal import Words
@@ -23,6 +23,8 @@ _Int64s = npt.NDArray[np.int64]
 _BLOCK = 1 << 20
 """Bytes of one read of records that lie behind one another. More than `LIMIT`, as there is nothing else to do between
 two reads: these bytes are in a cache when they are checked, if not in that of the second level, and calls are few."""
+
+_SPAN = Span(GAP, LIMIT, _BLOCK)
 
 
 class Records:
@@ -139,26 +141,27 @@ class Reader:
         """Reads one array of entries of one writer; see `Bulk.read_rows`, and for the rest `read`."""
         assert self._bulk is not None
         try:
-            with self._files.opened(name) as fd:
-                span = Span(GAP, LIMIT, _BLOCK)
-                verdicts, nbytes, calls = self._bulk.read_rows(fd, _address(memory), rows, keys, into, array, span)
+            entry = self._files.take(name)
+            try:
+                done = self._bulk.read_rows(entry[0], _address(memory), rows, keys, into, array, _SPAN)
+            finally:
+                self._files.give(name, entry)
         except OSError as error:
             self._refused(name, error, range(len(rows)), failed)
         else:
-            self._judge(verdicts, nbytes, calls, failed)
+            self._judge(done, failed)
 
     def _together(
         self, bulk: Bulk, fd: int, records: Records, memory: memoryview, failed: Callable[[int, str], None]
     ) -> None:
-        nbytes, calls = bulk.read(fd, _address(memory), records.table, Span(GAP, LIMIT, _BLOCK))
-        self._judge(records.table[VERDICT], nbytes, calls, failed)
+        self._judge(bulk.read(fd, _address(memory), records.table, _SPAN), failed)
 
-    def _judge(self, verdicts: _Int64s, nbytes: int, calls: int, failed: Callable[[int, str], None]) -> None:
-        self.nbytes += nbytes
-        self.calls += calls
-        if verdicts.any():
-            for record in np.flatnonzero(verdicts).tolist():
-                failed(record, _reason(verdicts[record] == 1))
+    def _judge(self, done: Done, failed: Callable[[int, str], None]) -> None:
+        self.nbytes += done.nbytes
+        self.calls += done.calls
+        if done.bad:
+            for record in np.flatnonzero(done.verdicts).tolist():
+                failed(record, _reason(done.verdicts[record] == 1))
 
     def _refused(self, name: str, error: OSError, records: Iterable[int], failed: Callable[[int, str], None]) -> None:
         self.errors.append(error)
