@@ -62,7 +62,7 @@ class Entries:
             return
         if offsets is None:
             offsets = np.arange(len(self._rows))
-        if array.compression is None or not nbytes:
+        if array.packed is None or not nbytes:
             self._read(position, offsets * nbytes, memory, failed)
             return
         bad: set[int] = set()
@@ -71,7 +71,7 @@ class Entries:
             bad.add(entry)
             failed(entry, reason)
 
-        expand = decompressor(array.compression)
+        expand = decompressor(array.packed)
         for entry, data in enumerate(self.stored(position, noted)):
             if entry in bad:
                 continue

@@ -7,6 +7,7 @@ go wrong.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from hydrax_gpu._cache.journal import EXTRA_SIZE, FLAG_EXTRA, FLAG_PICKLED, RowF
 from hydrax_gpu._cache.keys import Keys, pack
 from hydrax_gpu._cache.process import current
 from hydrax_gpu._cache.reading import Reader, as_bytes
+from hydrax_gpu._cache.sizes import ratio, stored_nbytes
 from hydrax_gpu._cache.system import System
 from hydrax_gpu._cache.table import Table
 from hydrax_gpu._cache.writer import Writer, new_name
@@ -122,7 +124,7 @@ class Store:
         self._bulk = bulk(spec.kernels)
         self._arrays = spec.descriptor.arrays
         self._compressors = [
-            compressor(array.compression) if array.compression and array.nbytes else None for array in self._arrays
+            compressor(array.packed) if array.packed and array.nbytes else None for array in self._arrays
         ]
         self._format = RowFormat(self._arrays)
         self._may_write = writer and not spec.readonly
@@ -174,6 +176,14 @@ class Store:
         """What has been done so far."""
         with self._lock:
             return replace(self._stats, reasons=dict(self._stats.reasons))
+
+    def compression_ratio(self) -> float | None:
+        """Bytes of all entries' arrays, uncompressed, for each byte of theirs on disk; None where there are none."""
+        if any(array.packed for array in self._arrays):
+            with contextlib.suppress(OSError):  # what others have written counts too
+                self.refresh()
+        with self._lock:
+            return ratio(self._arrays, stored_nbytes(self._arrays, self._format, self._table), len(self._table))
 
     def contains(self, keys: Keys) -> _Bools:
         """Which of the keys have an entry, as far as is known since the last `refresh`: bool, shape `(n,)`."""

@@ -79,6 +79,10 @@ class Table:
         }
         return Found(keys, places, rows, sum(flag for flag, true in told.items() if true))
 
+    def sum(self, word: int) -> int:
+        """Sum of a word of all entries' rows."""
+        return int(self._rows[self._index.items()[1], word].sum())
+
     def items(self) -> tuple[_Int64s, _Int64s]:
         """All keys, sorted, and the places of their rows."""
         return self._index.items()

@@ -127,6 +127,10 @@ class ChunkRunner:
         elif reads:
             additional, unread = cache.read(task)
             self._pass_over(len(task.items))
+            if task.layout in self._decoders:
+                missing = set(unread)
+                wrong = self._decode(task, [row for row in range(len(task.items)) if row not in missing])
+                unread = tuple(sorted(missing.union(wrong)))
         else:
             additional, failures = cache.fill(task, views, self._load, self._decode, self._pass_over)
         end = time.perf_counter_ns()
