@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <fcntl.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -64,24 +65,57 @@ struct Run {
     iovec piece[kPieces];
 };
 
-// Fills the pieces; the bytes that were there, or an error of the operating system, negative.
-int64_t fill(int fd, iovec* piece, int pieces, int64_t offset, int64_t total) {
-    int64_t done = 0;
-    while (done < total) {
-        const ssize_t got = pieces == 1 ? pread(fd, piece->iov_base, piece->iov_len, offset + done)
-                                        : preadv(fd, piece, pieces, offset + done);
-        if (got < 0) {
-            if (errno == EINTR) continue;
-            return -errno;
+// A file that is read. As long as everything is in the page cache, nothing is waited for, nor asked for ahead.
+// At the first byte that is not, all that is still to be read is asked for at once, so that the disk has it all to do.
+struct File {
+    int fd;
+    const Table& table;
+    int64_t count, gap;
+    bool waits = false;
+
+    void ask(int64_t from) const {
+        int64_t start = 0, end = -1;
+        for (int64_t i = from; i < count; ++i) {
+            const int64_t record = table.order[i], offset = table.offset[record], size = table.size[record];
+            if (end >= 0 && offset - end <= gap) {
+                end = std::max(end, offset + size);
+                continue;
+            }
+            if (end > start) posix_fadvise(fd, start, end - start, POSIX_FADV_WILLNEED);
+            start = offset, end = offset + size;
         }
-        if (got == 0) break;
-        done += got;
-        int64_t left = got;
-        while (pieces && left >= (int64_t)piece->iov_len) left -= piece->iov_len, ++piece, --pieces;
-        if (pieces) piece->iov_base = (char*)piece->iov_base + left, piece->iov_len -= left;
+        if (end > start) posix_fadvise(fd, start, end - start, POSIX_FADV_WILLNEED);
     }
-    return done;
-}
+
+    // Fills the pieces of a run; the bytes that were there, or an error of the operating system, negative.
+    int64_t fill(Run& run) {
+        iovec* piece = run.piece;
+        int pieces = run.pieces;
+        const int64_t total = run.end - run.start;
+        int64_t done = 0;
+        while (done < total) {
+#ifdef RWF_NOWAIT
+            const ssize_t got = preadv2(fd, piece, pieces, run.start + done, waits ? 0 : RWF_NOWAIT);
+#else
+            waits = true;
+            const ssize_t got = preadv(fd, piece, pieces, run.start + done);
+#endif
+            if (got < 0 && errno == EINTR) continue;
+            if (got <= 0 && !waits) {  // it is on the disk, or the file ends, or nobody can tell
+                waits = true;
+                ask(run.first);
+                continue;
+            }
+            if (got < 0) return -errno;
+            if (got == 0) break;
+            done += got;
+            int64_t left = got;
+            while (pieces && left >= (int64_t)piece->iov_len) left -= piece->iov_len, ++piece, --pieces;
+            if (pieces) piece->iov_base = (char*)piece->iov_base + left, piece->iov_len -= left;
+        }
+        return done;
+    }
+};
 
 // Whether records of one size lie behind one another in the file as well as in memory, in the order they are given in.
 bool straight(const Table& t, int64_t count) {
@@ -117,6 +151,7 @@ extern "C" __attribute__((visibility("default"))) int hx_cache_read(int fd, Hash
             return t.offset[a] != t.offset[b] ? t.offset[a] < t.offset[b] : a < b;
         });
     if (count && t.size[0] <= limit && straight(t, count)) limit = block;
+    File file{fd, t, count, gap};
     Run run;
     for (int64_t next = 0; next < count;) {
         run.first = next, run.pieces = 0;
@@ -146,7 +181,7 @@ extern "C" __attribute__((visibility("default"))) int hx_cache_read(int fd, Hash
         }
         run.past = next;
         if (!run.pieces) break;
-        const int64_t got = fill(fd, run.piece, run.pieces, run.start, run.end - run.start);
+        const int64_t got = file.fill(run);
         if (got < 0) return (int)-got;
         done[0] += got, ++done[1];
         for (int64_t i = run.first; i < run.past; ++i) {

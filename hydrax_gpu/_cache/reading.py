@@ -16,7 +16,7 @@ from hydrax_gpu._cache.journal import Words
 from hydrax_gpu._cache.planner import GAP, LIMIT, Read, plan
 from hydrax_gpu._cache.system import System
 
-__all__ = ["Reader", "Records"]
+__all__ = ["Reader", "Records", "address_of", "as_bytes"]
 
 _Int64s = npt.NDArray[np.int64]
 
@@ -143,7 +143,7 @@ class Reader:
         try:
             entry = self._files.take(name)
             try:
-                done = self._bulk.read_rows(entry[0], _address(memory), rows, keys, into, array, _SPAN)
+                done = self._bulk.read_rows(entry[0], address_of(memory), rows, keys, into, array, _SPAN)
             finally:
                 self._files.give(name, entry)
         except OSError as error:
@@ -154,7 +154,7 @@ class Reader:
     def _together(
         self, bulk: Bulk, fd: int, records: Records, memory: memoryview, failed: Callable[[int, str], None]
     ) -> None:
-        self._judge(bulk.read(fd, _address(memory), records.table, _SPAN), failed)
+        self._judge(bulk.read(fd, address_of(memory), records.table, _SPAN), failed)
 
     def _judge(self, done: Done, failed: Callable[[int, str], None]) -> None:
         self.nbytes += done.nbytes
@@ -246,7 +246,8 @@ def straight(records: Records) -> bool:
     return bool((offsets[1:] - offsets[:-1] == size).all() and (targets[1:] - targets[:-1] == size).all())
 
 
-def _address(memory: memoryview) -> int:
+def address_of(memory: memoryview) -> int:
+    """Where bytes are in memory; 0 for none."""
     return np.frombuffer(memory, np.uint8).__array_interface__["data"][0] if memory.nbytes else 0
 
 

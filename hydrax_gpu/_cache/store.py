@@ -28,11 +28,11 @@ from hydrax_gpu._cache.index import ABSENT
 from hydrax_gpu._cache.journal import EXTRA_SIZE, FLAG_EXTRA, FLAG_PICKLED, RowFormat
 from hydrax_gpu._cache.keys import Keys, pack
 from hydrax_gpu._cache.process import current
-from hydrax_gpu._cache.reading import Reader, as_bytes
+from hydrax_gpu._cache.reading import Reader, address_of, as_bytes
 from hydrax_gpu._cache.sizes import ratio, stored_nbytes
 from hydrax_gpu._cache.system import System
 from hydrax_gpu._cache.table import Table
-from hydrax_gpu._cache.writer import Writer, new_name
+from hydrax_gpu._cache.writer import Writer, joined, new_name, rows_of
 from hydrax_gpu.errors import CacheWriteError
 
 __all__ = ["ReadResult", "Stats", "Store", "StoreSpec"]
@@ -433,13 +433,21 @@ class Store:
         rows[:, RowFormat.HEAD] = generation << np.uint64(48) | flags << np.uint64(32) | lengths
         rows[:, RowFormat.KEY] = keys
         extras = [blob for blob, _ in blobs]
-        rows[:, RowFormat.EXTRA_SUM] = self._sums(keys, checksums.EXTRA, extras)
-        records: list[list[Any]] = []
+        if flags.any():
+            rows[:, RowFormat.EXTRA_SUM] = self._sums(keys, checksums.EXTRA, extras)
+        records: list[Sequence[Any]] = []
         for position, array in enumerate(self._arrays):
-            shrink = self._compressors[position]
-            buffers = list(_rows(memories[position], array.nbytes, picked, shrink))
-            rows[:, RowFormat.SUMS + position] = self._sums(keys, position, buffers)
-            records.append(buffers if shrink else _joined(memories[position], array.nbytes, picked))
+            shrink, memory, nbytes = self._compressors[position], memories[position], array.nbytes
+            if self._bulk is not None and shrink is None:
+                sums = self._bulk.sums(address_of(memory), nbytes, picked, checksums.seeds(keys, position))
+                buffers = joined(memory, nbytes, picked)
+            else:
+                buffers = list(rows_of(memory, nbytes, picked, shrink))
+                sums = self._sums(keys, position, buffers)
+                if shrink is None:
+                    buffers = joined(memory, nbytes, picked)
+            rows[:, RowFormat.SUMS + position] = sums
+            records.append(buffers)
         before = writer.written
         writer.append(rows, records, extras)
         with self._lock:
@@ -472,21 +480,3 @@ def _by_writer(found: Found) -> list[tuple[int, _Int64s | None]]:
     there = np.flatnonzero(found.places != ABSENT)
     numbers = numbers[there]
     return [(number, there[numbers == number]) for number in np.unique(numbers).tolist()]
-
-
-def _rows(
-    memory: memoryview, nbytes: int, picked: _Int64s, shrink: Callable[[Any], bytes] | None
-) -> Iterable[memoryview | bytes]:
-    for row in picked.tolist():
-        buffer = memory[row * nbytes : (row + 1) * nbytes]
-        yield shrink(buffer) if shrink else buffer
-
-
-def _joined(memory: memoryview, nbytes: int, picked: _Int64s) -> list[memoryview]:
-    """The rows, those that lie behind one another as one."""
-    breaks = (np.flatnonzero(np.diff(picked) != 1) + 1).tolist()
-    starts, ends = [0, *breaks], [*breaks, len(picked)]
-    return [
-        memory[int(picked[start]) * nbytes : (int(picked[end - 1]) + 1) * nbytes]
-        for start, end in zip(starts, ends, strict=True)
-    ]
