@@ -40,7 +40,6 @@ def measure(form: Any, content: str) -> dict[str, float]:
     from hydrax_gpu import DataGroup
     from hydrax_gpu._exec.rowstore import RowStore
     from hydrax_gpu._groupcache import store_spec
-    from hydrax_gpu._kernels.choice import choose
     from hydrax_gpu.group import cache_of, plan_of
 
     items, size = range(BATCH * BATCHES), int(np.prod(LATENT)) * 4
@@ -55,7 +54,7 @@ def measure(form: Any, content: str) -> dict[str, float]:
             declared = cache_of(group)
             assert declared is not None
             spec = store_spec(declared, plan_of(group), items, validation=False)
-            store = RowStore(spec, 0, kernels=choose().path)
+            store = RowStore(spec, 0)
             for number, latent in enumerate(batches):
                 begin = time.thread_time()
                 store.write(_items(number), 0, {"latent": latent}, [None] * BATCH)

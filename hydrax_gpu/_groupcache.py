@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 from hydrax_gpu._cacheforms import Form, array_formats, chosen_forms, quantized
+from hydrax_gpu._kernels.choice import choose
 from hydrax_gpu._plan import GroupPlan
 from hydrax_gpu._spec import ArrayLayout, Layout, LayoutTuple
 
@@ -157,4 +158,4 @@ def store_spec(cache: CacheDeclaration, plan: GroupPlan, data: Sequence[Any], *,
         fingerprint=cache.fingerprint,
         cache_version=cache.version,
     )
-    return StoreSpec(cache.location, descriptor, cache.readonly)
+    return StoreSpec(cache.location, descriptor, cache.readonly, choose().path)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu._cache import checksums, trust, values
+from hydrax_gpu._cache.bulk import bulk
 from hydrax_gpu._cache.compression import compressor
 from hydrax_gpu._cache.descriptor import Descriptor
 from hydrax_gpu._cache.directory import open_directory
@@ -51,11 +52,13 @@ class StoreSpec:
         location: directory of the cache.
         descriptor: what the cache must be of.
         readonly: whether nothing is ever written there.
+        kernels: the kernels' host library, with which many records are read and checked at once; None to do without.
     """
 
     location: str
     descriptor: Descriptor
     readonly: bool = False
+    kernels: str | None = None
 
 
 class ReadResult(NamedTuple):
@@ -118,6 +121,7 @@ class Store:
         self.disabled: str | None = None
         self._system = system or System()
         self._digest = checksums.digest()
+        self._bulk = bulk(spec.kernels)
         self._arrays = spec.descriptor.arrays
         self._compressors = [
             compressor(array.packed) if array.packed and array.nbytes else None for array in self._arrays
@@ -210,7 +214,7 @@ class Store:
             places = self._table.find(packed)
             found = np.flatnonzero(places != ABSENT)
             rows = self._table.rows(places[found])
-        reader = Reader(self._files, self._system, self._digest)
+        reader = Reader(self._files, self._system, self._digest, self._bulk)
         bad: dict[int, str] = {int(offset): "it is missing" for offset in np.flatnonzero(places == ABSENT)}
         additional: list[dict[str, Any] | None] = [None] * len(packed)
         for number, mine in _by_writer(rows):
