@@ -188,3 +188,17 @@ def reading_pipeline() -> Any:
     """A pipeline that reads files by itself."""
     image, label = fn.readers.file(files=["a.jpg"], labels=[0])
     return image, label
+
+
+def augment_there(sample: Any) -> dict[str, Any]:
+    """As `augment`, on a GPU where there is one; the label stays on the host."""
+    if sample.training:
+        extent = sample.random.uniform((0.3, 1.0), shape=2)
+        start = sample.random.uniform((0.0, 1.0), shape=2) * (1 - extent)
+        image = fn.decoders.image_slice(sample.image, start, extent, axis_names="HW", device=sample.mixed)
+        image = fn.resize(image, size=(24, 32))
+        image = fn.flip(image, horizontal=sample.random.coin_flip())
+        image = fn.brightness_contrast(image, brightness=sample.random.uniform((0.5, 1.5)))
+    else:
+        image = fn.resize(fn.decoders.image(sample.image, device=sample.mixed), size=(24, 32))
+    return {"image": image, "label": fn.cast(sample.label, dtype=types.INT32)}

@@ -28,6 +28,7 @@ from hydrax_gpu._kernels import sources
 from hydrax_gpu._kernels.resize_crop_flip_normalize import Box, Item, Turn
 from hydrax_gpu._mem.encoded import FILE, HEAD, PIXELS, Encoded, PictureRows, Record, with_encoded, write
 from hydrax_gpu._place import backends, files
+from hydrax_gpu._place import pictures as decoding
 from hydrax_gpu._spec import Layout
 from hydrax_gpu.loaders import ImageLoader
 from hydrax_gpu.testing import FakeDevice
@@ -130,7 +131,7 @@ def test_scratch_memory_is_taken_once_and_grows_seldom() -> None:
 
 
 def test_a_batch_of_large_pictures_is_decoded_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "GROUP_BYTES", 30_000)
+    monkeypatch.setattr(decoding, "GROUP_BYTES", 30_000)
     assert same(run(random_crop(), photographs(), FakeDevice().in_use()), on_the_cpu(random_crop(), photographs()))
 
 
@@ -154,7 +155,7 @@ def test_where_the_device_has_no_memory_for_a_picture_a_worker_decodes_it() -> N
 
 
 def test_a_part_that_is_too_large_is_a_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_MOST_BYTES", 20_000)
+    monkeypatch.setattr(decoding, "_MOST_BYTES", 20_000)
     device = FakeDevice()
     got = run(random_crop(), photographs(), device.in_use())
     assert same(got, on_the_cpu(random_crop(), photographs()))
@@ -258,7 +259,7 @@ def test_without_the_library_workers_decode_and_a_note_says_why(caplog: pytest.L
         got = run(random_crop(), photographs(), device.in_use())
     assert same(got, on_the_cpu(random_crop(), photographs()))
     (note,) = got.report.notes
-    assert note.startswith("workers decode the pictures, and not a fake device: ImportError: nvImageCodec")
+    assert note.startswith("workers decode the files, and not a fake device: ImportError: nvImageCodec")
     assert caplog.text.count("pip install 'hydrax-gpu[cuda12]'") == 1
 
 
@@ -304,7 +305,7 @@ def test_beside_arrays_that_workers_have_to_decode_they_decode_pictures_too() ->
     device = FakeDevice()
     got = run(load, items, device.in_use(), arrays=arrays)
     assert not device.pictures and not got.report.pictures
-    assert any("workers decode the pictures of a group" in note for note in got.report.notes)
+    assert any("workers decode the files of a group" in note for note in got.report.notes)
 
 
 # Time.

@@ -135,7 +135,7 @@ def test_pictures_are_measured(photographs: list[str], encoded_bytes: int | None
 def test_a_number_of_another_decoder_is_not_reported(photographs: list[str]) -> None:
     device = FakeDevice()
     device.decoder_error = "nvImageCodec is not there"
-    with device.in_use(), pytest.raises(RuntimeError, match="decoded by the workers: workers decode the pictures"):
+    with device.in_use(), pytest.raises(RuntimeError, match="decoded by the workers: workers decode the files"):
         gpu_images.measure_loader(None, **SHORT, batch=4, files=photographs)
 
 
