@@ -482,14 +482,12 @@ class Dataloader(Generic[D]):
     def report(self) -> Report:
         """What the loader has done so far; also after its `with` block."""
         end = self._left_ns or time.perf_counter_ns()
+        replaces = self._several and self._policy.mode == "drop"
         return Report(
             seconds=(end - self._entered_ns) / 1e9 if self._entered_ns else 0.0,
             executor=self._executor_name,
             depth=self._depth,
-            notes=notes_of(
-                self._plan, self._runner, self._placer, self._loader_func,
-                replaces=self._several and self._policy.mode == "drop",
-            ),  # fmt: skip
+            notes=notes_of(self._plan, self._runner, self._placer, self._loader_func, replaces=replaces),
             kernels=decoded_by(self._kernels, self._placer),
             caches=cache_infos(self._caches),
             **self._progress.to_report(self._entered_ns),
