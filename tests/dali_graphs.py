@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import nvidia.dali.fn as fn
 import nvidia.dali.types as types
-from nvidia.dali import pipeline_def
+from nvidia.dali import Pipeline, pipeline_def
 
 
 class Photo(NamedTuple):
@@ -202,3 +202,41 @@ def augment_there(sample: Any) -> dict[str, Any]:
     else:
         image = fn.resize(fn.decoders.image(sample.image, device=sample.mixed), size=(24, 32))
     return {"image": image, "label": fn.cast(sample.label, dtype=types.INT32)}
+
+
+def augment_here(sample: Any) -> dict[str, Any]:
+    """Decodes and resizes on the CPU, wherever the rest would run."""
+    image = fn.resize(fn.decoders.image(sample.image), size=(24, 32))
+    label = sample.label if sample.training is None else fn.cast(sample.label, dtype=types.INT32)
+    return {"image": image, "label": label}
+
+
+def only_there(sample: Any) -> dict[str, Any]:
+    """For a GPU alone."""
+    image = fn.resize(fn.decoders.image(sample.image, device="mixed"), size=(24, 32))
+    return {"image": image, "label": sample.label}
+
+
+def as_large_as_it_is(sample: Any) -> dict[str, Any]:
+    """Decodes an image as large as it is, on a GPU where there is one."""
+    image = fn.decoders.image(sample.image, device=sample.mixed)
+    return {"image": image, "label": fn.cast(sample.label, dtype=types.INT32)}
+
+
+def spread(sample: Any) -> dict[str, Any]:
+    """A number, 16 times."""
+    return {"x": fn.copy(fn.stack(*[sample.x] * 16), device=sample.device), "y": sample.y}
+
+
+@pipeline_def
+def as_it_is() -> Any:
+    """A pipeline for a CPU or a GPU, as it is asked for."""
+    device = "cpu" if Pipeline.current().device_id is None else "mixed"
+    image = fn.decoders.image(fn.external_source(name="image", no_copy=True), device=device)
+    label = fn.external_source(name="label", no_copy=True)
+    return fn.resize(image, size=(24, 32)), fn.cast(label, dtype=types.INT32)
+
+
+def for_gpu() -> Pipeline:
+    """A pipeline object for GPU 0, which can be defined without one."""
+    return as_it_is(batch_size=8, num_threads=1, device_id=0)
