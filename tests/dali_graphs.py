@@ -239,3 +239,11 @@ def as_it_is() -> Any:
 def for_gpu() -> Pipeline:
     """A pipeline object for GPU 0, which can be defined without one."""
     return as_it_is(batch_size=8, num_threads=1, device_id=0)
+
+
+def other_there(sample: Any) -> dict[str, Any]:
+    """Looks at another field on a GPU than on the CPU."""
+    label = fn.cast(sample.label, dtype=types.INT32)
+    if sample.device == "cpu":
+        return {"image": fn.reshape(label, shape=[1]), "label": label}
+    return {"image": fn.cast(sample.image.shape(), dtype=types.INT32), "label": label}

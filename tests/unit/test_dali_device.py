@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 
 from hydrax_gpu import DataGroup, Dataloader, ErrorPolicy
-from hydrax_gpu._place import files
+from hydrax_gpu._place import backends, files
 from hydrax_gpu.loaders import DaliLoader, _dali_pipeline
 from hydrax_gpu.testing import FakeDevice
+from tests import cupy_stub, dali_stub
 from tests import dali_graphs as graphs
 from tests import image_files as pictures
 from tests.gpu.machines import FakeMachine
 from tests.gpu.pictures import Run, damaged, on_the_cpu, photographs, run
+from tests.unit.test_cuda_device import on_host
 
 ARRAYS = {"image": ((24, 32, 3), np.uint8, np.uint8), "label": ((), np.int32, np.int32)}
 FILES = photographs()[:13]
@@ -337,3 +339,31 @@ def test_outputs_that_are_let_go_of_too_early_are_overwritten(monkeypatch: pytes
     monkeypatch.setattr(GraphDecoder, "decode", forgetful)
     with pytest.raises(AssertionError):
         both(augmenting())
+
+
+# CUDA, of which stubs stand in.
+
+
+def test_the_calls_to_cupy_and_dali(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = on_the_cpu(augmenting(), damaged()[:13], arrays=ARRAYS, epochs=1, on_error="replace")
+    runtime = cupy_stub.install(monkeypatch)
+    made = dali_stub.install(monkeypatch)
+    got = run(
+        augmenting(), damaged()[:13], backends.replaced(on_host), arrays=ARRAYS, epochs=1, on_error="replace"
+    )  # fmt: skip
+    assert got.rows == wanted.rows and got.report.pictures == "a stub of a GPU"
+    assert all(np.array_equal(a, b) for a, b in zip(got.images, wanted.images, strict=True))
+    assert {bad.item for bad in got.report.bad} == {3, 12}
+    assert {each["device_id"] for each in made} == {0, None} and all(each["prefetch_queue_depth"] == 1 for each in made)
+    kinds = [(call[0], call[4]) for call in runtime.calls if call[0] == "memcpyAsync"]
+    assert ("memcpyAsync", 3) in kinds and ("memcpyAsync", 1) in kinds, "outputs of both kinds"
+
+
+def test_a_graph_that_reads_something_else_on_a_gpu_is_left_to_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy_stub.install(monkeypatch)
+    dali_stub.install(monkeypatch)
+    got = run(
+        DaliLoader(graphs.other_there, fields=("image", "label")), FILES[:5], backends.replaced(on_host),
+        arrays={"image": ((1,), np.int32, np.int32), "label": ((), np.int32, np.int32)}, epochs=1,
+    )  # fmt: skip
+    assert not got.report.pictures and any("reads or decodes other fields on a GPU" in x for x in got.report.notes)
