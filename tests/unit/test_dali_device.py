@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +11,10 @@ import numpy as np
 import pytest
 
 from hydrax_gpu import DataGroup, Dataloader, ErrorPolicy
-from hydrax_gpu._place import backends, files
+from hydrax_gpu._place import backends
 from hydrax_gpu.loaders import DaliLoader, _dali_pipeline
 from hydrax_gpu.testing import FakeDevice
-from tests import cupy_stub, dali_stub
+from tests import cupy_stub, dali_stub, decoded_lifetime
 from tests import dali_graphs as graphs
 from tests import image_files as pictures
 from tests.gpu.machines import FakeMachine
@@ -267,62 +266,25 @@ def test_what_a_pipeline_for_a_gpu_refuses_is_a_bad_item_since_no_worker_can_run
 # Lifetimes.
 
 
-def lifetime(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> int:
-    """As in `test_device_images_lifetime`, with a graph: how many batches have changed under a reader."""
-    decoded = threading.Semaphore(0)
-    decode = files.FileDecoder.decode
-
-    def counted(self: files.FileDecoder, *given: Any) -> Any:
-        result = decode(self, *given)
-        decoded.release()
-        return result
-
-    monkeypatch.setattr(files.FileDecoder, "decode", counted)
+def lifetime(monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many batches have changed under a reader."""
     load = DaliLoader(graphs.spread, fields=("x", "y"))
     arrays = {"x": ((16,), np.int32, np.int32), "y": ((), np.int32, np.int32)}
     group = DataGroup(4, [(np.int32(4 * n), np.int32(n)) for n in range(60)], loader_arrays=arrays)
-    reads: list[tuple[Any, list[int]]] = []
-    for first in range(5):
-        with machine.in_use(), Dataloader(
-            load, group, depth=2, executor="thread", delivery="alias", start_at=(0, first), timeout_sec=30
-        ) as loader:  # fmt: skip
-            open_latch = machine.hold()
-            try:
-                for _ in range(2):
-                    batch = next(loader)
-                    reads.append((machine.read(batch.arrays), list(batch.indices)))
-                    del batch
-                loader._runner.retire_now()  # type: ignore[union-attr]
-                for _ in range(4):  # the two, and those that come into their slots
-                    assert decoded.acquire(timeout=30)
-                machine.device.run()
-            finally:
-                open_latch()
-        while decoded.acquire(blocking=False):
-            pass
     wrong = 0
-    for read, indices in reads:
-        low, high, labels = np.asarray(machine.results(read)).T
+    for read, indices in decoded_lifetime.reads(FakeMachine(), monkeypatch, load, group):
         numbers = np.array(indices)
-        wrong += not ((low == 4 * numbers).all() and (high == 4 * numbers).all() and (labels == numbers).all())
+        wrong += not (read == np.stack([4 * numbers, 4 * numbers, numbers], 1)).all()
     return wrong
 
 
 def test_rows_do_not_change_under_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lifetime(FakeMachine(), monkeypatch) == 0
+    assert lifetime(monkeypatch) == 0
 
 
 def test_they_do_if_the_copies_do_not_wait_for_the_fence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hydrax_gpu._place.ring import Ring
-
-    wait = Ring.wait_for_readers
-
-    def only_the_rings(self: Ring, slot: int, stream: Any) -> None:
-        if stream is self._stream:
-            wait(self, slot, stream)
-
-    monkeypatch.setattr(Ring, "wait_for_readers", only_the_rings)
-    assert lifetime(FakeMachine(), monkeypatch) > 0
+    decoded_lifetime.without_the_decoders_fence(monkeypatch)
+    assert lifetime(monkeypatch) > 0
 
 
 def test_outputs_that_are_let_go_of_too_early_are_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
