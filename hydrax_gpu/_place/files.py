@@ -113,7 +113,7 @@ class FileDecoder:
                 done({}, error)
 
     def close(self) -> None:
-        """Waits until the device no longer reads host memory. Idempotent."""
+        """Waits until the device no longer reads host memory, and gives up what decodes. Idempotent."""
         thread, self._thread = self._thread, None
         if thread is not None:
             self._jobs.put(None)
@@ -122,6 +122,7 @@ class FileDecoder:
                 _log.error("the decoder of %s has not come back within %g seconds", self._device.name, _CLOSE_SECONDS)
                 return
         self._device.synchronize(self._stream)
+        self._files = []
 
     def event(self, slot: int, generation: int) -> Event:
         """What marks that the rows of a slot that come from files are there. To be called when it is placed."""
