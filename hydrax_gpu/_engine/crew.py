@@ -38,6 +38,7 @@ class Chunk:
 
     @property
     def rows(self) -> int:
+        """How many rows it has."""
         return self.end - self.begin
 
 

@@ -62,7 +62,7 @@ class SlotTable:
 
     @property
     def free_count(self) -> int:
-        """Slots that can be taken."""
+        """How many slots are FREE and in use, so that they can be taken."""
         return len(self._free)
 
     @property
@@ -79,15 +79,19 @@ class SlotTable:
         self._closed = [slot for slot in free if slot >= count]
 
     def count(self, state: SlotState) -> int:
+        """How many slots are in a state."""
         return self._state.count(state)
 
     def state(self, slot: int) -> SlotState:
+        """Which state a slot is in."""
         return self._state[slot]
 
     def generation(self, slot: int) -> int:
+        """How often a slot was taken."""
         return self._generation[slot]
 
     def is_current(self, slot: int, generation: int) -> bool:
+        """Whether a slot was not taken again since it had this generation."""
         return self._generation[slot] == generation
 
     def take(self) -> tuple[int, int] | None:
