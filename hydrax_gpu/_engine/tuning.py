@@ -34,6 +34,8 @@ _WINDOWS = 3
 """Windows that a trial may take."""
 _CORES = 0.92
 """Where so much of the processors is in use, more workers would only share it."""
+_SPARE = 0.25
+"""Of a worker, that it would take to use the last bit of a processor, but which the main process needs, too."""
 _OTHER = 1.5
 """A load is another one when an item takes so many times as long, or the reciprocal of that."""
 _REMEMBERED = 8
@@ -261,9 +263,14 @@ class Tuner:
                     f"limited by cores: {used:.1f} of {limits.cores:g} are in use ({limits.why_cores}), and more "
                     "workers would share them"
                 )
-            # how many workers it takes to use all of the processors
-            share = window.cpu / window.seconds / count
-            most = min(most, max(count + 1, math.ceil(limits.cores / share)))
+            # How many workers it takes to use all of the processors, if none ever had to wait for a slot.
+            enough = max(1, math.ceil(limits.cores * window.busy / window.cpu - _SPARE))
+            if count >= enough:
+                return (
+                    f"limited by cores: {enough} workers that have enough to do use all of {limits.cores:g} "
+                    f"({limits.why_cores})"
+                )
+            most = min(most, enough)
         if self._too_many_workers < math.inf:
             room = int(self._too_many_workers) - count
             if room < 4:
