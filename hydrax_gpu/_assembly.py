@@ -256,7 +256,7 @@ def with_files(
         elif isinstance(encoded, Mapping) and callable(getattr(loader, "encode", None)):
             changed[index] = with_encoded(layouts[index], cast("Mapping[str, Encoded]", encoded), devices)
     if shards is not None:
-        shards.layouts = changed[: len(groups)]
+        shards.layouts = changed
     return changed
 
 
