@@ -46,8 +46,7 @@ def both(load: DaliLoader, data: Sequence[Any] = FILES, device: FakeDevice | Non
     [
         {"executor": "process", "loader_count": 1},
         {"executor": "inline"},
-        {"remainder": "short"},
-        {"size": 4, "loader_count": 2, "depth": 2, "epochs": 2},
+        {"remainder": "short", "size": 4, "loader_count": 2, "depth": 2, "epochs": 2},
     ],
     ids=str,
 )
