@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
 
-CLOCKS = frozenset({"stages", "counters"})
-"""Names of variables and attributes that are there to measure."""
+CLOCKS = frozenset({"stages"})
+"""Names of variables and attributes that are there to measure the stages."""
 
 
 class Without(ast.NodeTransformer):
@@ -79,8 +79,8 @@ def switchable() -> Iterator[Callable[[bool], None]]:
     from hydrax_gpu._engine.stream import Stream
 
     methods: list[Any] = [
-        *(Runner.handle, Runner.turn, Runner._count, Runner._carry_out, Runner._dispatch, Runner._place),
-        *(Stream.next, Stream._get, Stream._wait, Dataloader.__next__),
+        *(Runner.turn, Runner._count, Runner._carry_out, Runner._dispatch, Runner._place),
+        *(Stream.next, Stream._wait, Dataloader.__next__),
     ]
     codes = {method: (method.__code__, bare_code(method)) for method in methods}
 

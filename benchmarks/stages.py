@@ -155,7 +155,7 @@ def _blocks(
             switch(on)
             clock.ways.clear()  # of batches that will be handed out in another's block
             clock.chunks.clear()
-            clock.full, clock._first_wait, clock.due = False, 0, 0
+            clock._full, clock._first_wait, clock.due, clock.await_from = False, 0, 0, 0
             plans[-1] = measuring if on else plain
             begin = time.process_time_ns()
             for batch in islice(loader, block):

@@ -49,6 +49,7 @@ class Stream:
         # and those after it are not either, no more than one slot is left, or none.
         self._recent: deque[Lent] | None = deque(maxlen=1 if depth == 1 else max(2, depth - 1))
         self._ended: Failed | None = None
+        self._waits = runner.stages.waits
         self._closed = False
         self._forked = False
         self.interrupted = False
@@ -58,12 +59,12 @@ class Stream:
     @property
     def wait_ns(self) -> int:
         """Nanoseconds that `next()` has waited, in all."""
-        return self._runner.stages.waited_ns
+        return self._waits.ns
 
     @property
     def waits(self) -> int:
         """How often it has."""
-        return self._runner.stages.waits
+        return self._waits.count
 
     @property
     def runner(self) -> Runner:
@@ -121,9 +122,6 @@ class Stream:
             LoaderError, TooManyBadItems, WorkerDied, WorkerStartError, PlacementError: the loader has failed; again at
                 every call.
         """
-        stages = self._runner.stages
-        if stages.trace is not None:
-            stages.enter()
         if self._recent is not None and len(self._recent) == self._recent.maxlen:
             self._check_kept(self._recent[0])
         if not self.interrupted and self._ended is None:
@@ -134,12 +132,11 @@ class Stream:
                         self._runner.lent[entry.lent.slot] = entry.lent
                         if self._recent is not None:
                             self._recent.append(entry.lent)
+                    stages = self._runner.stages
                     stages.batches += 1
                     stages.items += entry.items
                     if entry.position >= stages.due:
                         stages.leave(entry.position, entry.items)
-                    else:
-                        stages.next = entry.position + 1
                     return entry
                 if type(entry) is Dropped:
                     return entry
@@ -181,7 +178,6 @@ class Stream:
         if type(entry) is Dropped:
             return entry  # it took no place in the outbox
         runner.taken += 1
-        runner.stages.left = time.perf_counter_ns()
         if runner.retires:
             runner.retire_now()
         if (runner.wants_taken or runner.inbox.pending) and self._engine is not None:
@@ -191,9 +187,10 @@ class Stream:
     def _wait(self) -> Entry:
         """Drives the engine here until there is a batch."""
         runner, inbox = self._runner, self._runner.inbox
-        begin = time.perf_counter_ns()
+        waits = self._waits
+        begin = waits.since = time.perf_counter_ns()
         stages = runner.stages
-        if stages.next >= stages.due:
+        if stages.batches >= stages.await_from:
             stages.wait(begin)
         inbox.consumer = threading.get_ident()
         runner.consumer_drives = True
@@ -237,9 +234,10 @@ class Stream:
             self._ended = Failed(_broken(error))
             raise
         finally:
-            runner.consumer_left_ns = stages.left = end = time.perf_counter_ns()
-            stages.waits += 1
-            stages.waited_ns += end - begin
+            runner.consumer_left_ns = end = time.perf_counter_ns()
+            waits.count += 1
+            waits.ns += end - begin
+            waits.since = 0
             runner.consumer_drives = False
 
     def _let_the_engine_wake(self) -> None:
