@@ -170,7 +170,7 @@ class Runner:
         self._placer = placer
         self._data = data
         self._plain = [isinstance(each, range) and each == range(len(each)) for each in data]
-        self._worker_decodes: list[bool | None] = [None] * len(data)
+        self._worker_decodes: dict[int, bool] = {}  # by layout
         self._training_groups = training_groups
         self._make_batch = make_batch
         self.caches = caches
@@ -355,14 +355,13 @@ class Runner:
         indices = plan.indices[begin:end]
         cache = None if self.caches is None else self.caches.groups[group]
         if cache is not None and load.cached:
-            task = Task(effect.chunk, load.slot, cache.layout, begin, indices, None, False, (indices, plan.group_pass))
+            decode = self._decodes(cache.layout)
+            task = Task(effect.chunk, load.slot, cache.layout, begin, indices, None, decode, (indices, plan.group_pass))
             self.executor.submit(effect.worker, task)
             stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start, cached=True)
             return
         keys = (indices, plan.group_pass) if cache is not None and cache.kind == "direct" else None
-        decode = self._worker_decodes[group]
-        if decode is None:
-            decode = self._worker_decodes[group] = not self._placer.decodes(group)
+        decode = self._decodes(group)
         encode = not effect.refused and self._placer.takes_files(group)
         try:
             # Of a plain range, which stands for "no descriptors, just numbers", the item is the index.
@@ -374,6 +373,13 @@ class Runner:
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
             self._messages.append(Unsent(effect.worker, effect.chunk, unsendable(data, indices, error)))
+
+    def _decodes(self, layout: int) -> bool:
+        """Whether workers decode the arrays of a layout."""
+        decode = self._worker_decodes.get(layout)
+        if decode is None:
+            decode = self._worker_decodes[layout] = not self._placer.decodes(layout)
+        return decode
 
     def _respawn(self, effect: Respawn) -> None:
         lost, items, suspects = effect
