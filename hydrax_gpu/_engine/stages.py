@@ -18,11 +18,11 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
+from hydrax_gpu._engine.counting import Counters, Lent, Waits, Way
 from hydrax_gpu._engine.sampling import cost, interval
 from hydrax_gpu._engine.storage import WorkerUse
 from hydrax_gpu._engine.tracing import TraceSink
@@ -30,7 +30,7 @@ from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._stages import Cause, Kind, Part, Stages, Totals
 
-__all__ = ["Counters", "StageClock", "Waits"]
+__all__ = ["StageClock"]
 
 _LOOK_NS = 1_000_000
 """The slots are counted at most this often; what they were in between is what they are then."""
@@ -54,66 +54,6 @@ _PARTS = tuple(part.name.lower() for part in Part)
 
 _HANDOVER = int(Cause.HANDOVER)
 _ENGINE = (_PLAN, _PLACEMENT, _FENCE)
-
-
-@dataclass(slots=True)
-class Counters:
-    """What the runner counts of all chunks; read by other threads, each number by itself."""
-
-    chunks: int = 0
-    busy_ns: int = 0
-    fallbacks: dict[str, int] = field(default_factory=dict[str, int])
-
-
-@dataclass(slots=True)
-class Waits:
-    """What the consumer counts of all its waits in `next()`; read by other threads, each number by itself."""
-
-    count: int = 0
-    ns: int = 0
-    since: int = 0
-    """When the one began that is not over; 0 if there is none."""
-
-
-class Lent(Protocol):
-    """A batch that was handed out."""
-
-    def alive(self) -> Sequence[object]:
-        """What there still is of it."""
-        ...
-
-
-class _Way:
-    """The times of one batch."""
-
-    __slots__ = (
-        "begin",
-        "busy",
-        "cached",
-        "decode",
-        "end",
-        "number",
-        "placed",
-        "placing",
-        "planned",
-        "planning",
-        "sent",
-        "weight",
-    )
-
-    def __init__(self, planning: int, planned: int, number: str, weight: int) -> None:
-        self.planning = planning
-        self.planned = planned
-        self.sent = planned
-        self.begin = 0  # 0 for unknown, as long as no worker has told
-        self.end = 0
-        self.placing = 0
-        self.placed = 0
-        self.busy = 0
-        self.decode = 0
-        self.cached = False
-        self.number = number
-        self.weight = weight  # how many batches it stands for
 
 
 class StageClock:
@@ -155,7 +95,7 @@ class StageClock:
         self._every = 1
         self.active = True  # whether some batch is on its way, or waited for, that is measured in full
         self._full = False  # whether the consumer waits for such a batch
-        self.ways: dict[int, _Way] = {}  # by position
+        self.ways: dict[int, Way] = {}  # by position
         # → worker, position, items, when it was dispatched; the latter three are of those that are measured in full,
         # and the position is -1 for others that are read from a cache
         self.chunks: dict[int, tuple[int, int, int, int]] = {}
@@ -199,7 +139,7 @@ class StageClock:
             self._add(_PLAN, end - begin, weight)
             self._engine[_PLAN] += end - begin
             kind = "validation" if result.validation else "batch"
-            way = self.ways[position] = _Way(begin, end, f"{kind} {position}", weight)
+            way = self.ways[position] = Way(begin, end, f"{kind} {position}", weight)
             self._activate(begin)
             if self.trace is not None:
                 self.trace.span("engine", "plan", begin, end, {"batch": way.number, "items": result.valid})
@@ -463,7 +403,7 @@ class StageClock:
             self._cost_ns = _cost()
         self._every = 1 if self._cost_ns is None else interval(period, self._cost_ns)
 
-    def _blame(self, way: _Way, begin: int, waited: int) -> list[int]:
+    def _blame(self, way: Way, begin: int, waited: int) -> list[int]:
         """What a wait was for that began at `begin`, by `Cause`."""
         end = begin + waited
         at = begin
