@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
 
-CLOCKS = frozenset({"stages"})
-"""Names of variables and attributes that are there to measure the stages."""
+CLOCKS = frozenset({"stages", "profiled"})
+"""Names of variables and attributes that are there to measure the stages, or to name them in a profile."""
 
 
 class Without(ast.NodeTransformer):
@@ -48,10 +48,8 @@ class Without(ast.NodeTransformer):
         node.body, node.orelse = body or [ast.Pass()], alternative
         return node
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        if isinstance(node.func, ast.Attribute) and node.func.attr == "annotated":
-            return ast.Call(node.args[1], [], [])  # without the name that it has in a profile
-        return self.generic_visit(node)
+    def visit_IfExp(self, node: ast.IfExp) -> Any:
+        return self.visit(node.body) if self.concerned(node.test) else self.generic_visit(node)
 
 
 def bare_code(function: FunctionType) -> CodeType:

@@ -348,8 +348,7 @@ class Runner:
     def _dispatch(self, effect: Dispatch) -> None:
         load, begin, end = effect.load, effect.begin, effect.end
         plan, group = load.plan, self._group(load.plan)
-        stages = self.stages
-        start = stages.clock() if stages.active else 0
+        start = self.stages.active and self.stages.clock()
         data = self._data[group]
         seeds = None if plan.seeds is None else plan.seeds[begin:end]
         indices = plan.indices[begin:end]
@@ -358,7 +357,7 @@ class Runner:
             decode = self._decodes(cache.layout)
             task = Task(effect.chunk, load.slot, cache.layout, begin, indices, None, decode, (indices, plan.group_pass))
             self.executor.submit(effect.worker, task)
-            stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start, cached=True)
+            self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start, cached=True)
             return
         keys = (indices, plan.group_pass) if cache is not None and cache.kind == "direct" else None
         decode = self._decodes(group)
@@ -369,7 +368,7 @@ class Runner:
             task = Task(effect.chunk, load.slot, group, begin, items, seeds, decode, keys, encode)
             self.executor.submit(effect.worker, task)
             if start:
-                stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start)
+                self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start)
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
             self._messages.append(Unsent(effect.worker, effect.chunk, unsendable(data, indices, error)))
@@ -415,8 +414,7 @@ class Runner:
 
     def _place(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation
-        stages = self.stages
-        begin = stages.clock() if stages.active else 0
+        begin = self.stages.active and self.stages.clock()
         try:
             placement = self._placer.place(
                 slot,
@@ -443,6 +441,6 @@ class Runner:
             lent = Lent(slot, weakref.ref(batch), {name: weakref.ref(arrays[name]) for name in shared})
         bad = load.bad_items() if load.failures else ()
         if begin:
-            stages.placed(plan, slot, begin, copying=copying)
+            self.stages.placed(plan, slot, begin, copying=copying)
         self.outbox.put(Delivery(plan.position, batch, bad, lent, plan.valid))
         self._messages.append(Placed(slot, generation, lent is not None, copying))

@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from hydrax_gpu._engine.inbox import Waiter
 from hydrax_gpu._engine.runner import Runner
 from hydrax_gpu._engine.thread import EngineThread
 from hydrax_gpu._engine.watch import describe_holders, stuck_engine, timed_out
+from hydrax_gpu._place import annotated, prepare, profiled
 from hydrax_gpu.errors import BatchTimeoutError
 
 __all__ = ["Stream"]
@@ -50,6 +52,7 @@ class Stream:
         self._recent: deque[Lent] | None = deque(maxlen=1 if depth == 1 else max(2, depth - 1))
         self._ended: Failed | None = None
         self._waits = runner.stages.waits
+        self.profiled: Callable[[], bool] = bool  # whether a profile may be being taken
         self._closed = False
         self._forked = False
         self.interrupted = False
@@ -81,6 +84,11 @@ class Stream:
         else:
             with self._runner.lock:
                 self._runner.start()
+
+    def prepare(self) -> None:
+        """Imports jax and starts it, which had better be while the workers start."""
+        prepare()
+        self.profiled = profiled()
 
     def close(self) -> None:
         """Ends the engine and its workers and drops the batches that were not taken. Idempotent."""
@@ -150,6 +158,10 @@ class Stream:
         if self._ended is not None:
             raise self._ended.error
         return None
+
+    def named_next(self) -> Delivery | Dropped | None:
+        """`next`, under a name in the profile that is taken."""
+        return annotated("hydrax_gpu.next", self.next)
 
     def _check_kept(self, lent: Lent) -> None:
         alive = lent.alive()
