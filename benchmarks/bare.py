@@ -60,10 +60,8 @@ def bare_code(function: FunctionType) -> CodeType:
     exec(compile(tree, f"<bare {function.__qualname__}>", "exec", dont_inherit=True), scope)
     code: CodeType = scope[function.__name__].__code__
     wanted = function.__code__
-    if (code.co_freevars, code.co_argcount) != (
-        wanted.co_freevars,
-        wanted.co_argcount,
-    ) or code.co_code == wanted.co_code:
+    same = (code.co_freevars, code.co_argcount) == (wanted.co_freevars, wanted.co_argcount)
+    if not same or code.co_code == wanted.co_code:
         raise RuntimeError(f"{function.__qualname__}: measures nothing, or cannot be had without")
     return code
 
