@@ -40,9 +40,9 @@ def experiments(
     env = {workloads.RECORD_FILE: str(file), workloads.FOLDER: str(file.parent), "XLA_FLAGS": ONE_THREAD}
     times: dict[str, Any] = {"warm_s": warm_s, "window_s": window_s}
     limit = target_case("limit", "benchmarks.overlap:limit", env=env, memory=memory, batch=BATCH, **times)
-    ours = [Chosen(peers.DECODE)]
+    subjects = [*subjects, Chosen(peers.DECODE)]
     cases, left_out = peers.cases(
-        [*subjects, *ours],
+        subjects,
         "records",
         "benchmarks.overlap:loader",
         env=env,

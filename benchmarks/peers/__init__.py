@@ -16,8 +16,8 @@ from . import dali, ffcv, grain, hydrax, jax_dataloader, pytorch, spdl, tf_data
 from .base import Arrays, Peer, make_batch, make_item, versions
 
 __all__ = [
-    "NAME",
     "DECODE",
+    "NAME",
     "NO_OPENCV",
     "OURS",
     "PEERS",
@@ -34,7 +34,7 @@ __all__ = [
 
 NAME = "hydrax_gpu"
 NO_OPENCV = "OpenCV is not installed (pip install opencv-python-headless)"
-DECODE = "hydrax_gpu, decode"
+DECODE = "hydrax_gpu + decode"
 OURS: dict[str, type[Peer]] = {NAME: hydrax.HydraxGpu, DECODE: hydrax.HydraxGpuDecode}
 PEERS: dict[str, type[Peer]] = {
     "hydrax": hydrax.Hydrax,
