@@ -267,7 +267,7 @@ class Dataloader(Generic[D]):
             stream.start()
             self._guard = InterruptGuard(stream, sigterm=bool(self._sigterm) and not self._several)
             self._guard.install()
-            _place.prepare()  # while the workers start
+            stream.prepare()  # while the workers start
             assert self._placer is not None
             self._placer.prepare()
             close_at_exit()
@@ -306,7 +306,7 @@ class Dataloader(Generic[D]):
         if self._several and self._sigterm and _preemption.reached(self._plan.step_of_position(self._position)[0]):
             stream.terminated = True
             stream.interrupt()
-        while isinstance(delivery := _place.annotated("hydrax_gpu.next", stream.next), Dropped):
+        while isinstance(delivery := stream.next() if not stream.profiled() else stream.named_next(), Dropped):
             plan = delivery.plan
             self._position = positions_after(self._position, self._ahead, plan.position)
             self._progress.dropped(plan)
