@@ -71,8 +71,8 @@ def test_what_jax_would_have_to_copy_is_refused() -> None:
         to_jax(aligned((4, 4), np.float32, 4))
 
 
-def wrong_value(convert: Any) -> Any:
-    return lambda capsule, *rest: convert(capsule, *rest) + 1
+def copying(convert: Any) -> Any:
+    return lambda capsule, *rest: convert(capsule, *rest).copy()
 
 
 def leaking(convert: Any, kept: list[Any]) -> Any:
@@ -87,22 +87,18 @@ def leaking(convert: Any, kept: list[Any]) -> Any:
 def test_a_jax_that_we_do_not_know_is_asked_by_its_public_function(
     what: str, public: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from jax._src.lib import _jax
+    known = direct._beneath()
+    kept: list[Any] = []
 
-    known, kept = _jax.dlpack_managed_tensor_to_buffer, []
-
-    def nothing(capsule: Any) -> Any:
+    def of_old_versions(capsule: Any) -> Any:
         raise AssertionError("it is called with more than that")
 
-    class Other:
-        """JAX's module, with another function."""
+    def beneath() -> Any:
+        if what == "is not there":
+            raise AttributeError(what)
+        return {"takes something else": of_old_versions, "copies": copying(known), "leaks": leaking(known, kept)}[what]
 
-        if what != "is not there":
-            dlpack_managed_tensor_to_buffer = staticmethod(
-                {"takes something else": nothing, "copies": wrong_value(known), "leaks": leaking(known, kept)}[what]
-            )
-
-    monkeypatch.setattr("jax._src.lib._jax", Other)
+    monkeypatch.setattr(direct, "_beneath", beneath)
     array = aligned((2, 2), np.float32)
     with caplog.at_level(logging.INFO, "hydrax_gpu"):
         first, second = to_jax(array), to_jax(array)
