@@ -29,12 +29,10 @@ class RowCacheSpec:
     Attributes:
         store: what to open.
         loads: whether what is not there is loaded by the worker, and added.
-        kernels: file of the kernels' host library, or None for NumPy to do their work.
     """
 
     store: StoreSpec
     loads: bool
-    kernels: str | None = None
 
 
 class RowStore:
@@ -46,17 +44,14 @@ class RowStore:
         spec: of the store.
         layout: index of the layout whose rows are read and written.
         store: the store, if it is open already.
-        kernels: as of `RowCacheSpec`.
     """
 
-    def __init__(
-        self, spec: StoreSpec, layout: int, store: Store | None = None, kernels: str | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, spec: StoreSpec, layout: int, store: Store | None = None) -> None:
         self.layout = layout
         self.store = store
         self._by_pass = spec.descriptor.seeded == "pass"
         self._readonly = spec.readonly
-        self._int8 = Int8Rows.of(spec.descriptor, kernels)
+        self._int8 = Int8Rows.of(spec.descriptor, spec.kernels)
         self._refreshed = time.monotonic()
         self._lock = threading.Lock()  # of the counts
         self._counts = CacheCounts(layout)
