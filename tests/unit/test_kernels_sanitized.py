@@ -25,6 +25,7 @@ COMBINATIONS: dict[str, list[tuple[str, ...]]] = {
     "resize_crop_flip_normalize": [()],
     "srgb_oklab": [()],
     "unpack_bits": [()],
+    "xxh3": [()],
 }
 
 FLAGS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
