@@ -113,14 +113,18 @@ class RowStore:
         if self._int8 is not None:
             rows, finish = self._int8.to_read(rows)
         for begin, end in parts:
-            part = Keys(keys.items[begin:end], keys.passes[begin:end])
+            part, views = keys, rows
+            if end - begin < count:
+                part = Keys(keys.items[begin:end], keys.passes[begin:end])
+                views = {name: view[begin:end] for name, view in rows.items()}
             try:
-                result = store.read(part, {name: view[begin:end] for name, view in rows.items()})
+                result = store.read(part, views)
             except (CacheError, OSError, MemoryError) as error:
                 self._count(trouble=str(error) if isinstance(error, UnsafeCache) else f"a read has failed: {error}")
                 bad.extend(range(begin, end))
                 continue
-            bad.extend(begin + offset for offset, _ in result.bad)
+            if result.bad:
+                bad.extend(begin + offset for offset, _ in result.bad)
             additional[begin:end] = result.additional
             hits += end - begin - len(result.bad)
             nbytes += result.nbytes

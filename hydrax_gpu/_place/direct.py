@@ -2,8 +2,8 @@
 
 That function asks the device for a stream, which on a CPU raises and catches an exception, and lets `jnp.asarray` look
 at the result once more. Some 45 µs an array become 6; where batches of some MiB have just gone through the processor's
-caches, 250 become 100. The function beneath is not public. So it is tried once, on a small array, beside the public one:
-only if nothing can tell the results apart, and the memory is let go of as it should be, it is used from then on.
+caches, 250 become 100. The function beneath is not public. So it is tried once, on a small array, beside the public
+one: only if nothing can tell the results apart, and the memory is let go of as it should be, it is used from then on.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import weakref
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -43,12 +44,14 @@ def importer(index: int) -> Import | None:
     return found
 
 
-def _find(index: int) -> Import | None:
-    from jax._src.lib import _jax  # pyright: ignore
-    from jax.extend.backend import get_backend  # pyright: ignore
+def _beneath() -> Any:
+    return import_module("jax._src.lib")._jax.dlpack_managed_tensor_to_buffer
 
-    device = get_backend("cpu").device_from_local_hardware_id(index)
-    convert: Any = _jax.dlpack_managed_tensor_to_buffer
+
+def _find(index: int) -> Import | None:
+    backend: Any = import_module("jax.extend.backend")
+    device: Any = backend.get_backend("cpu").device_from_local_hardware_id(index)
+    convert = _beneath()
 
     def of_new(capsule: Any) -> Any:
         return convert(capsule, device, None, False, _CPU)
