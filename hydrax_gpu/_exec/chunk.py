@@ -149,7 +149,7 @@ class ChunkRunner:
             cache.close()
 
     def _load(self, task: Task, views: Sequence[_ItemArrays]) -> tuple[_Additional, list[Failure]]:
-        if self._load_rows is None:
+        if self._load_rows is None or task.encode:  # what is left to a device is read, and no more
             return self._one_by_one(task, views)
         return self._together(self._load_rows, task, views)
 
