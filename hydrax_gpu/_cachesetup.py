@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hydrax_gpu._groupcache import store_spec
+from hydrax_gpu._kernels.choice import choose
 from hydrax_gpu._spec import Layout
 from hydrax_gpu.group import DataGroup, cache_of, data_of, layout_of, plan_of
 from hydrax_gpu.report import CacheInfo
@@ -76,7 +78,8 @@ def open_caches(
         name = f"validation group {index - len(training)}" if is_validation else f"training group {index}"
         spec = store_spec(cache, plan_of(group), data_of(group), validation=is_validation)
         layout = cached_layouts[index]
-        openers.append(partial(GroupCache.open, name, cache.kind, spec, layout, cache.layout, cache.only))
+        kernels = choose().path if "int8" in cache.forms.values() else None
+        openers.append(partial(GroupCache.open, name, cache.kind, spec, layout, cache.layout, cache.only, kernels))
     return Caches(open_all(openers), len(training), writers=writers, limit=QUEUE_BYTES, settled=settled)
 
 
@@ -102,8 +105,13 @@ def _info(cache: GroupCache, caches: Caches) -> CacheInfo:
         dropped_batches=cache.dropped,
         written=counts.written,
         present=counts.present,
+        refused=counts.refused,
         bytes_read=counts.bytes_read,
         bytes_written=counts.bytes_written,
+        compression=MappingProxyType(
+            {array.name: array.compression for array in cache.spec.descriptor.arrays if array.compression}
+        ),
+        compression_ratio=store.compression_ratio(),
         read_path=store.read_path,
         read_path_reason=store.read_path_reason,
         queue_waits=caches.queue_waits if encoded else 0,

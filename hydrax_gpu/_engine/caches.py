@@ -55,6 +55,7 @@ class GroupCache:
         dropped: batches that were left out.
         troubles: why something is not read or written.
         pending: keys of what waits to be written.
+        kernels: file of the kernels' host library, or None for NumPy to do their work.
         refused: whether what is in it must not be read.
         lock: of the counts.
     """
@@ -71,24 +72,27 @@ class GroupCache:
     dropped: int = 0
     troubles: list[str] = field(default_factory=list[str])
     pending: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    kernels: str | None = None
     refused: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
-    def open(name: str, kind: str, spec: StoreSpec, layout: int, arrays: Layout, only: bool) -> GroupCache:
+    def open(
+        name: str, kind: str, spec: StoreSpec, layout: int, arrays: Layout, only: bool, kernels: str | None = None
+    ) -> GroupCache:
         """Opens the store.
 
         Raises:
             CacheMismatch: it is of something else.
             CacheError: it cannot be opened.
         """
-        rows = RowStore(spec, layout, Store.open(spec))
-        return GroupCache(name, kind, spec, layout, arrays, only, rows, CacheCounts(layout))
+        rows = RowStore(spec, layout, Store.open(spec), kernels)
+        return GroupCache(name, kind, spec, layout, arrays, only, rows, CacheCounts(layout), kernels=kernels)
 
     @property
     def worker_spec(self) -> RowCacheSpec:
         """How workers get at it."""
-        return RowCacheSpec(self.spec, loads=self.kind == "direct")
+        return RowCacheSpec(self.spec, loads=self.kind == "direct", kernels=self.kernels)
 
     def add(self, counts: CacheCounts) -> None:
         """Something was done."""
