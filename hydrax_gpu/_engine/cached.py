@@ -6,7 +6,8 @@
     DROP   not all rows are in the cache, and there is no other way to have them
 
 A batch is of one layout, so that it is read only when all of it is there; and when some of it turns out to be damaged,
-all of it is loaded.
+all of it is loaded. With several processes the others would not know of that: then another item is read in the place of
+one that is damaged, as another is loaded there in the place of one that is bad.
 """
 
 from __future__ import annotations
@@ -14,9 +15,19 @@ from __future__ import annotations
 import enum
 from typing import Protocol
 
+from hydrax_gpu._exec.protocol import Failure
 from hydrax_gpu._plan import BatchPlan
 
-__all__ = ["Caching", "Form", "NoCaching"]
+__all__ = ["UNREAD", "Caching", "Form", "NoCaching"]
+
+UNREAD = Failure(
+    0,
+    "its entry in the cache is damaged, or gone, and all processes had agreed to read it. `hydrax-gpu cache verify` "
+    "lists what is damaged, `repair` takes it out",
+    "",
+    None,
+)
+"""What is said of an item that all processes were to read, when one of them cannot."""
 
 
 class Form(enum.Enum):

@@ -18,10 +18,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from hydrax_gpu._engine.cached import Form
+from hydrax_gpu._engine.cached import UNREAD, Form
 from hydrax_gpu._engine.config import CoreConfig
 from hydrax_gpu._engine.cutting import Cutter
 from hydrax_gpu._engine.faults import FaultBook
@@ -50,29 +49,13 @@ from hydrax_gpu._engine.messages import (
     Unread,
     Unsent,
 )
+from hydrax_gpu._engine.work import Chunk, Worker
 from hydrax_gpu._exec.protocol import Failure, Result, Unreadable, WorkerLost, WorkerReady
 from hydrax_gpu._exec.rows import runs
 from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
 
 __all__ = ["Core", "CoreConfig"]
-
-
-@dataclass(slots=True, eq=False)
-class _Chunk:
-    load: Load
-    begin: int
-    end: int
-    suspect: bool = False  # a single row, at which a worker has died, or at that and others
-    refused: bool = False  # a single row, whose file the device could not decode
-
-
-@dataclass(slots=True, eq=False)
-class _Worker:
-    began: bool = False  # it, or one in whose place it came, was ready once
-    ready: bool = False
-    rows_done: int = 0
-    chunks: dict[int, _Chunk] = field(default_factory=dict[int, _Chunk])  # in the order in which it does them
 
 
 class Core:
@@ -82,9 +65,9 @@ class Core:
         self._config = config
         self._faults = FaultBook(config.faults)
         self.slots = SlotTable(config.depth)
-        self._workers = [_Worker() for _ in range(config.workers)]
+        self._workers = [Worker() for _ in range(config.workers)]
         self._next = config.begin
-        self._queue: deque[_Chunk] = deque()
+        self._queue: deque[Chunk] = deque()
         self._loads: dict[int, Load] = {}  # slot → the load that owns it, until it is released
         self._order: deque[Load] = deque()  # planned and not placed, in the plan's order
         self._unsettled: list[Load] = []  # of which some item is being written to their cache
@@ -125,7 +108,7 @@ class Core:
     def given_to(self, number: int) -> list[int] | None:
         """The indices of the items that a worker was given and has not finished; None while it is not ready."""
         worker = self._workers[number]
-        return self._items_of(worker) if worker.ready else None
+        return worker.items if worker.ready else None
 
     def in_work(self, number: int, begun: int) -> tuple[BatchPlan, list[int], int, int] | None:
         """What a worker is at that has begun `begun` items in its life.
@@ -135,7 +118,7 @@ class Core:
             of how many that the worker was given with it; None when the worker has nothing to do.
         """
         worker = self._workers[number]
-        found = self._rows_at(worker, begun)
+        found = worker.rows_at(begun, together=self._config.together)
         if found is None:
             return None
         chunk, rows = found
@@ -167,8 +150,8 @@ class Core:
                 self._on_unsent(message)
             case Unreadable():
                 self._on_unreadable(message, effects)
-            case Settled():
-                self._on_settled()
+            case Settled(error):
+                self._on_settled(error, effects)
             case Decoded():
                 self._on_decoded(message, effects)
             case PlacementFailed(_, _, exception):
@@ -210,8 +193,12 @@ class Core:
         self._chunk_done(load)
 
     def _cannot_read(self, load: Load, rows: Sequence[int], effects: list[Effect]) -> None:
-        load.unread = True
-        effects.append(Unread(load, list(rows)))
+        effects.append(Unread(load, list(rows), load.plan))
+        if self._config.stands_in is None:
+            load.unread = True
+            return
+        for row in rows:
+            self._row_failed(load, row, UNREAD)
 
     def _chunk_done(self, load: Load) -> None:
         if load.pending:
@@ -232,7 +219,10 @@ class Core:
         else:
             self.slots.filled(load.slot)
 
-    def _on_settled(self) -> None:
+    def _on_settled(self, error: Exception | None, effects: list[Effect]) -> None:
+        if error is not None:
+            self._fail(error, effects)
+            return
         unsettled, self._unsettled = self._unsettled, []
         for load in unsettled:
             load.pending -= 1
@@ -256,7 +246,7 @@ class Core:
         load.decoded = not refused
         for row in sorted(refused, reverse=True):
             load.pending += 1
-            self._queue.appendleft(_Chunk(load, row, row + 1, refused=True))
+            self._queue.appendleft(Chunk(load, row, row + 1, refused=True))
         self._chunk_done(load)
 
     def _on_placed(self, placed: Placed) -> None:
@@ -294,20 +284,20 @@ class Core:
             self._replace(load, row)
 
     def _replace(self, load: Load, row: int) -> None:
-        substitute = self._faults.substitute(load, row)
+        substitute = self._faults.substitute(load, row, self._config.stands_in if load.cached else None)
         if substitute is None:
             load.hopeless = True
             return
         load.plan = load.plan.with_substitute(row, *substitute)
         load.pending += 1
-        self._queue.appendleft(_Chunk(load, row, row + 1))
+        self._queue.appendleft(Chunk(load, row, row + 1))
 
     def _on_lost(self, lost: WorkerLost, effects: list[Effect]) -> None:
         worker = self._workers[lost.worker]
-        items = self._items_of(worker)
-        at = self._rows_at(worker, lost.begun)
+        items = worker.items
+        at = worker.rows_at(lost.begun, together=self._config.together)
         chunks = list(worker.chunks.values())
-        self._workers[lost.worker] = _Worker(began=worker.began)
+        self._workers[lost.worker] = Worker(began=worker.began)
         if self.finished:
             return
         suspects: list[int] = []
@@ -370,25 +360,13 @@ class Core:
         for begin, end in reversed(pieces):
             if begin < end:
                 load.pending += 1
-                self._queue.appendleft(_Chunk(load, begin, end, suspect))
+                self._queue.appendleft(Chunk(load, begin, end, suspect))
 
     def _fail(self, error: Exception, effects: list[Effect]) -> None:
         if not self.finished:
             self.running = False
             self.finished = True
             effects.append(Fail(error))
-
-    def _items_of(self, worker: _Worker) -> list[int]:
-        return [i for c in worker.chunks.values() for i in c.load.plan.indices[c.begin : c.end]]
-
-    def _rows_at(self, worker: _Worker, begun: int) -> tuple[_Chunk, range] | None:
-        ahead = begun - worker.rows_done - 1  # of the rows of its chunks, in their order
-        for chunk in worker.chunks.values():
-            if 0 <= ahead < chunk.end - chunk.begin:
-                row = chunk.begin + ahead
-                return chunk, range(chunk.begin, chunk.end) if self._config.together else range(row, row + 1)
-            ahead -= chunk.end - chunk.begin
-        return None
 
     # Placing.
 
@@ -465,7 +443,7 @@ class Core:
         load.cached = form is Form.READ
         # What is read is one chunk: to tell a worker of it costs more than to cut it would gain.
         pieces = [(0, load.plan.valid)] if load.cached else self._cutter.pieces(load.plan.valid)
-        self._queue.extend(_Chunk(load, begin, end) for begin, end in pieces)
+        self._queue.extend(Chunk(load, begin, end) for begin, end in pieces)
         load.pending += len(pieces)
         return True
 

@@ -23,6 +23,8 @@ _FORGIVING = 1000
 
 _HOPELESS_START = 64
 
+_UNREAD_TRIES = 8
+
 _FILL = "Fill it first, by a run of a group with loader_arrays; `hydrax-gpu cache info` shows how much is in it."
 
 Substitutes: TypeAlias = Callable[[BatchPlan, int], Iterator[tuple[int, "int | None"]]]
@@ -94,13 +96,27 @@ class FaultBook:
         """Whether a bad item, known or just found, is replaced."""
         return self._rules.mode == "replace" or (known and self._rules.mode == "raise")
 
-    def substitute(self, load: Load, row: int) -> tuple[int, int | None] | None:
-        """The next item to try in a row, and its seed; None when there is none left."""
+    def substitute(
+        self, load: Load, row: int, stands_in: Callable[[BatchPlan, int], bool] | None = None
+    ) -> tuple[int, int | None] | None:
+        """The next item to try in a row, and its seed; None when there is none left.
+
+        Args:
+            load: of the batch.
+            row: of it.
+            stands_in: which items can be had, when they are read from a cache. After some of them could not, what is
+                wrong is not the items, and the others are not tried.
+        """
+        if stands_in is not None and sum(failure.row == row for failure in load.failures) > _UNREAD_TRIES:
+            return None
         tries = load.substitutes.get(row)
         if tries is None:
             tries = load.substitutes[row] = self._rules.substitutes(load.plan, row)
         known = self._known.get((load.plan.validation, load.plan.group), ())
-        return next((each for each in tries if each[0] not in known), None)
+        return next(
+            (each for each in tries if each[0] not in known and (stands_in is None or stands_in(load.plan, each[0]))),
+            None,
+        )
 
     def strike(self, plan: BatchPlan, item: int, lost: WorkerLost) -> Failure | None:
         """A worker died at this item. Returns what is wrong with it if it has done that too often to be an accident."""

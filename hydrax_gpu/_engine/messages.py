@@ -166,7 +166,10 @@ class Taken(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """Of what was being written to a cache when it was looked for, something is there now, or will never be."""
+    """What batches waited for that may come from a cache is known: something was written, or will never be, or the
+    processes of a job have agreed on what is there, unless `error` kept them from that."""
+
+    error: Exception | None = None
 
 
 class Stop(NamedTuple):
@@ -230,10 +233,11 @@ class Drop(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """These rows of a batch were to be read from its cache, and could not be."""
+    """These rows of a batch were to be read from its cache, and could not be; `plan` is what it was to hold then."""
 
     load: Load
     rows: list[int]
+    plan: BatchPlan
 
 
 class Retire(NamedTuple):

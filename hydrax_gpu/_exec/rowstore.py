@@ -48,7 +48,7 @@ class RowStore:
     def __init__(self, spec: StoreSpec, layout: int, store: Store | None = None) -> None:
         self.layout = layout
         self.store = store
-        self._by_pass = spec.descriptor.seeded == "pass"
+        self.by_pass = spec.descriptor.seeded == "pass"
         self._readonly = spec.readonly
         self._refreshed = time.monotonic()
         self._lock = threading.Lock()  # of the counts
@@ -59,10 +59,10 @@ class RowStore:
             except (CacheError, OSError) as error:
                 self._count(trouble=f"a worker could not open the cache, and does without: {error}")
 
-    def keys(self, indices: Sequence[int], pass_: int) -> Keys:
+    def keys(self, indices: Sequence[int] | npt.NDArray[np.int64], pass_: int) -> Keys:
         """The keys of items in a pass over their group. Where entries are one an item, the pass does not matter."""
         items = np.asarray(indices, np.int64)
-        return Keys(items, np.full(len(items), pass_ if self._by_pass else 0, np.int64))
+        return Keys(items, np.full(len(items), pass_ if self.by_pass else 0, np.int64))
 
     @property
     def complete(self) -> bool:
