@@ -101,6 +101,7 @@ def open_caches(
         limit=QUEUE_BYTES,
         settled=settled,
         agreement=agreement,
+        **({} if shards is None else {"alone": shards.alone}),
     )
 
 

@@ -391,7 +391,7 @@ class Dataloader(Generic[D]):
                     policy, self._plan, groups, self._found, self._position, self._progress, several=self._several
                 ),
                 caching=NoCaching() if caches is None else caches,
-                stands_in=None if caches is None else caches.stands_in,
+                agreed=None if caches is None else caches.agreed,
                 on_device=lambda plan: placer.takes_files(plan.group + len(self_training) * plan.validation),
             )
         )

@@ -22,14 +22,14 @@ import numpy.typing as npt
 
 from hydrax_gpu._cache import Keys, Store, StoreSpec
 from hydrax_gpu._engine.agreeing import UNSHARED, Agreement
-from hydrax_gpu._engine.cached import Form
+from hydrax_gpu._engine.cached import Agreed, Form
 from hydrax_gpu._engine.hostrows import host_rows
 from hydrax_gpu._engine.messages import Settled
 from hydrax_gpu._exec.protocol import CacheCounts
 from hydrax_gpu._exec.rowstore import RowCacheSpec, RowStore
 from hydrax_gpu._plan import BatchPlan, agreed
 from hydrax_gpu._spec import Layout
-from hydrax_gpu.errors import CacheError
+from hydrax_gpu.errors import CacheDamaged, CacheError
 
 __all__ = ["QUEUE_BYTES", "Caches", "GroupCache", "open_all"]
 
@@ -192,6 +192,7 @@ class Caches:
         limit: bytes that may wait to be written, unless it is a single batch. `Batch.cache` waits until there is room.
         settled: called, on any thread, when something was written that was waited for.
         agreement: with the other processes of a job that have parts of the same batches.
+        alone: `(layout, rows of the global batch, row of this process's)`: whether no other process has that row.
     """
 
     def __init__(
@@ -203,10 +204,12 @@ class Caches:
         limit: int,
         settled: Callable[[Any], None],
         agreement: Agreement | None = None,
+        alone: Callable[[int, int, int], bool] = lambda layout, rows, row: True,
     ) -> None:
         self.shardings: Mapping[str, Any] = {}
         """That what `Batch.cache` is given must have: any will do, as there is one device."""
         self._agreement = agreement
+        self._alone = alone
         self.groups = caches
         self._training_groups = training_groups
         self._limit = limit
@@ -276,15 +279,23 @@ class Caches:
         return self._miss(cache)
 
     @property
-    def stands_in(self) -> Callable[[BatchPlan, int], bool] | None:
-        """Which items can be read in the place of one whose entry is damaged; see `CoreConfig`."""
-        return None if self._agreement is None else self._stands_in
+    def agreed(self) -> Agreed | None:
+        """What to do when a batch cannot be read that several processes have agreed to read; see `CoreConfig`."""
+        return None if self._agreement is None else self
 
-    def _stands_in(self, plan: BatchPlan, item: int) -> bool:
+    def stands_in(self, plan: BatchPlan, item: int) -> bool:
+        """Whether an item can be read in the place of another."""
         cache = self.of(plan)
         assert cache is not None and self._agreement is not None
         items = self._agreement.of(self.groups.index(cache), cache, plan)
         return items is not None and not agreed.missing(items, [item])
+
+    def refusal(self, plan: BatchPlan, rows: Sequence[int]) -> Exception | None:
+        """The error to end the run with, if some other process has one of these rows, too, and may have read it."""
+        cache = self.of(plan)
+        assert cache is not None and plan.share is not None
+        items = [plan.indices[row] for row in rows if not self._alone(cache.layout, plan.share.batch_rows, row)]
+        return CacheDamaged(cache.spec.location, cache.name, items) if items else None
 
     def loads(self, plan: BatchPlan) -> bool:
         """Whether a batch that could not be read can be loaded."""

@@ -194,10 +194,12 @@ class Core:
 
     def _cannot_read(self, load: Load, rows: Sequence[int], effects: list[Effect]) -> None:
         effects.append(Unread(load, list(rows), load.plan))
-        if self._config.stands_in is None:
+        agreed = self._config.agreed
+        if agreed is None:
             load.unread = True
             return
-        for row in rows:
+        load.error = load.error or agreed.refusal(load.plan, rows)
+        for row in rows if load.error is None else ():
             self._row_failed(load, row, UNREAD)
 
     def _chunk_done(self, load: Load) -> None:
@@ -284,7 +286,7 @@ class Core:
             self._replace(load, row)
 
     def _replace(self, load: Load, row: int) -> None:
-        substitute = self._faults.substitute(load, row, self._config.stands_in if load.cached else None)
+        substitute = self._faults.substitute(load, row, self._config.agreed if load.cached else None)
         if substitute is None:
             load.hopeless = True
             return

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias, final
 
+from hydrax_gpu._engine.cached import Agreed
 from hydrax_gpu._engine.messages import Load, RowFailure
 from hydrax_gpu._exec.protocol import Failure, WorkerLost
 from hydrax_gpu._plan import BatchPlan
@@ -96,27 +97,25 @@ class FaultBook:
         """Whether a bad item, known or just found, is replaced."""
         return self._rules.mode == "replace" or (known and self._rules.mode == "raise")
 
-    def substitute(
-        self, load: Load, row: int, stands_in: Callable[[BatchPlan, int], bool] | None = None
-    ) -> tuple[int, int | None] | None:
+    def substitute(self, load: Load, row: int, agreed: Agreed | None = None) -> tuple[int, int | None] | None:
         """The next item to try in a row, and its seed; None when there is none left.
 
         Args:
             load: of the batch.
             row: of it.
-            stands_in: which items can be had, when they are read from a cache. After some of them could not, what is
+            agreed: knows which items can be read, when they are from a cache. After some of them could not, what is
                 wrong is not the items, and the others are not tried.
         """
-        if stands_in is not None and sum(failure.row == row for failure in load.failures) > _UNREAD_TRIES:
+        if agreed is not None and sum(failure.row == row for failure in load.failures) > _UNREAD_TRIES:
             return None
         tries = load.substitutes.get(row)
         if tries is None:
             tries = load.substitutes[row] = self._rules.substitutes(load.plan, row)
         known = self._known.get((load.plan.validation, load.plan.group), ())
-        return next(
-            (each for each in tries if each[0] not in known and (stands_in is None or stands_in(load.plan, each[0]))),
-            None,
-        )
+        for item, seed in tries:
+            if item not in known and (agreed is None or agreed.stands_in(load.plan, item)):
+                return item, seed
+        return None
 
     def strike(self, plan: BatchPlan, item: int, lost: WorkerLost) -> Failure | None:
         """A worker died at this item. Returns what is wrong with it if it has done that too often to be an accident."""
@@ -152,6 +151,8 @@ class FaultBook:
         Returns:
             The error to end the run with, if it cannot go on.
         """
+        if load.error is not None:
+            return load.error
         if load.failures:
             if self._rules.mode == "raise":
                 return _loader_error(load)

@@ -70,6 +70,7 @@ class Load:
         decoded: whether a device has decoded all files of its rows.
         cached: whether its rows are read from a cache, in the layout of that.
         unread: whether that has failed for some of them.
+        error: to end the run with when it is due, and not before: other processes end before the same batch then.
         uncached: whether it is left out because it is not in the cache, from which alone its group comes.
     """
 
@@ -89,6 +90,7 @@ class Load:
     cached: bool = False
     unread: bool = False
     uncached: bool = False
+    error: Exception | None = None
 
     def bad_items(self) -> list[BadItem]:
         """The items that could not be loaded."""

@@ -110,6 +110,7 @@ class Shards:
         self.process = int(jaxio.jax().process_index())
         """That of this one."""
         self._owned: dict[tuple[int, int], Sequence[int]] = {}
+        self._shared: dict[tuple[int, int], set[int]] = {}
 
     def of(self, layout: int, rows: int) -> BatchShards:
         """The shards of a batch with so many rows in all processes."""
@@ -141,9 +142,22 @@ class Shards:
             return range(rows)
         if (layout, rows) not in self._owned:
             arrays = self._known[layout, rows].arrays
-            holders = {name: _holders(each) for name, each in arrays.items()}
+            holders = {name: _whole(each, _parts(each)) for name, each in arrays.items()}
             self._owned[layout, rows] = owned_rows(holders, rows, self.process)
         return self._owned[layout, rows]
+
+    def alone(self, layout: int, rows: int, row: int) -> bool:
+        """Whether no other process has any part of a row of this process, in a batch with so many in all."""
+        if not self.several:
+            return True
+        if (layout, rows) not in self._shared:
+            shared = set[int]()
+            for array in self._known[layout, rows].arrays.values():
+                for stretch, held in _parts(array).items():
+                    if held.keys() - {self.process}:
+                        shared.update(stretch)
+            self._shared[layout, rows] = shared
+        return self._known[layout, rows].rows[row] not in self._shared[layout, rows]
 
     def _add(self, indices: Sequence[int], layouts: Sequence[Layout], rows: int) -> None:
         """What a group's batches are cut into, as they are loaded and as they are cached: both have the same rows."""
@@ -184,12 +198,17 @@ def _piece(array: ArrayLayout, mine: Sequence[int], device: Any, index: Index) -
     return Piece(device, index, begin, begin + index[0][1] - index[0][0], tuple(slice(*part) for part in rest), whole)
 
 
-def _holders(array: ArrayShards) -> dict[range, list[int]]:
-    """For each stretch of rows the processes whose devices have all of them together."""
+def _parts(array: ArrayShards) -> dict[range, dict[int, set[Index]]]:
+    """For each stretch of rows, and each process with devices that have it, what these have of the other axes."""
     parts: dict[range, dict[int, set[Index]]] = {}
     for device, slices in array.sharding.devices_indices_map(array.shape).items():
         index = index_of(slices, array.shape)
         parts.setdefault(range(*index[0]), {}).setdefault(device.process_index, set()).add(index[1:])
+    return parts
+
+
+def _whole(array: ArrayShards, parts: Mapping[range, Mapping[int, set[Index]]]) -> dict[range, list[int]]:
+    """For each stretch of rows the processes whose devices have all of them together."""
     # parts are equal or disjoint, so that they are all of a row when they have as many elements
     whole = math.prod(array.shape[1:])
     return {

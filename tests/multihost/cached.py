@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hydrax_gpu import DataGroup, Dataloader
+from hydrax_gpu import CacheDamaged, DataGroup, Dataloader
 from tests.multihost.member import ARRAYS, fill
 
 P = PartitionSpec
@@ -27,64 +29,72 @@ FEW = (3, 17)
 """Items that one process loses."""
 
 
-def shardings() -> dict[str, Any]:
+@cache
+def shardings(replicated: bool) -> dict[str, Any]:
     devices = np.array(jax.devices())
     rows = NamedSharding(Mesh(devices, ("data",)), P("data"))
-    return {"x": rows, "y": rows, "z": rows, "w": NamedSharding(rows.mesh, P())}  # of "w" all have all
+    return {"x": rows, "y": rows, "z": rows, "w": NamedSharding(rows.mesh, P()) if replicated else rows}
 
 
 def group(location: Path, **options: Any) -> DataGroup[Any]:
-    known: dict[str, Any] = {"loader_arrays": ARRAYS, "shuffle_first": True, "seed": 5, "remainder": "pad"}
-    return DataGroup(BATCH, range(ITEMS), cache_arrays=LATENT, cache_location=location, **known | options)
+    known: dict[str, Any] = {"loader_arrays": ARRAYS, "cache_arrays": LATENT} | {"shuffle_first": True, "seed": 5}
+    return DataGroup(BATCH, range(ITEMS), cache_location=location, remainder="pad", **known | options)
 
 
-def encoder() -> Any:
-    of = shardings()
+@cache
+def encoder(replicated: bool) -> Any:
+    of = shardings(replicated)
     return jax.jit(
         lambda x, y: {"z": x[:, 0, :6] * 2 + 1, "w": y * 3}, out_shardings={name: of[name] for name in LATENT}
     )
 
 
-encode = jax.jit(lambda z, w: z.sum() + w.sum())  # over all devices: here the processes have to be in step
+total = jax.jit(lambda arrays: sum(array.sum() for array in arrays.values()))
+"""Over all devices: here the processes have to be in step."""
 
 
-def run(data: DataGroup[Any], **options: Any) -> dict[str, Any]:
+def run(data: DataGroup[Any], *, replicated: bool = False, **options: Any) -> dict[str, Any]:
     """What came: for each batch its number, whether it was uncached, its rows, and a sum of all processes."""
-    of, batches = shardings(), []
+    of, batches = shardings(replicated), []
     wanted: dict[str, Any] = {"executor": "thread", "loader_count": 2, "end_at": ("epoch", 1), "timeout_sec": 20}
-    names = LATENT if data.loader_size is None else ARRAYS | LATENT
-    compute = encoder()
-    with Dataloader(fill, data, sharding={name: of[name] for name in names}, **wanted | options) as loader:
-        for batch in loader:
-            uncached = batch.uncached
-            if uncached:
-                # a launch that all processes have to take part in
-                batch.cache(compute(batch.arrays["x"], batch.arrays["y"]))
-            shown = {name: np.asarray(array.addressable_shards[0].data).tolist() for name, array in batch.arrays.items()}
-            batches.append(
-                {
-                    "number": batch.epoch * 100 + batch.group_index,
-                    "uncached": uncached,
-                    "indices": list(batch.indices),
-                    "replaced": batch.replaced.tolist(),
-                    "items": list(batch.additional["item"]),
-                    "first": shown,
-                    "sum": float(encode(batch.arrays["z"], batch.arrays["w"])),
-                }
-            )
-            del batch
-        state = loader.state()
+    names = {**(data.loader_layouts or {}), **(data.cache_layouts or {})}
+    loader = Dataloader(fill, data, sharding={name: of[name] for name in names}, **wanted | options)
+    error = ""
+    with loader:
+        try:
+            for batch in loader:
+                uncached = batch.uncached
+                if uncached:  # a launch that all processes have to take part in
+                    batch.cache(encoder(replicated)(batch.arrays["x"], batch.arrays["y"]))
+                batches.append(
+                    {
+                        "number": batch.epoch * 100 + batch.group_index,
+                        "uncached": uncached,
+                        "global": list(batch.global_indices),
+                        "rows": list(batch.global_rows),
+                        "indices": list(batch.indices),
+                        "replaced": batch.replaced.tolist(),
+                        "items": list(batch.additional["item"]),
+                        "arrays": {
+                            name: [
+                                [shard.index[0].indices(BATCH)[:2], np.asarray(shard.data).tolist()]
+                                for shard in array.addressable_shards
+                            ]
+                            for name, array in batch.arrays.items()
+                        },
+                        "sum": float(total(dict(batch.arrays))),
+                    }
+                )
+                del batch
+        except CacheDamaged as damaged:  # on all processes, in this case
+            error = str(damaged)
     report = loader.report()
     (info,) = report.caches
     return {
-        "batches": batches, "state": state, "dropped": report.dropped_batches, "bad": [bad.item for bad in report.bad],
-        "written": info.written, "hits": info.hits, "misses": info.misses, "damaged": info.bad,
-        "troubles": list(info.troubles),
+        "batches": batches, "state": loader.state(), "dropped": report.dropped_batches, "error": error,
+        "bad": [bad.item for bad in report.bad], "written": info.written, "present": info.present, "hits": info.hits,
+        "misses": info.misses, "damaged": info.bad, "troubles": list(info.troubles),
     }  # fmt: skip
-
-
-def barrier(name: str) -> None:
-    jax.experimental.multihost_utils.sync_global_devices(name)
 
 
 def damage(location: Path, items: Any) -> None:
@@ -99,18 +109,31 @@ def damage(location: Path, items: Any) -> None:
 
 
 def main(folder: Path, number: int) -> dict[str, Any]:
+    """All cases, in the same order on all processes."""
     told: dict[str, Any] = {}
-    shared = folder / "shared"
-    told["filled"] = run(group(shared), end_at=("epoch", 2))
-    told["read"] = run(group(shared))
+    shared, mine = folder / "shared", folder / f"copy {number}"
+    # with two threads as workers, and one slot: the second epoch is planned when the first is nearly written
+    told["filled"] = run(group(shared), depth=1, end_at=("epoch", 2))
+    told["half"] = run(group(shared), end_at=("batch", 3))
+    told["rest"] = run(group(shared), start_at=told["half"]["state"])
     told["only"] = run(group(shared, loader_arrays=None), loader_count=0, executor="process")
-    barrier("read")
-    own = shared if number == 0 else folder / "copy"
-    if number:
-        shutil.copytree(shared, own)
-        damage(own, FEW)
-    barrier("damaged")
-    told["damaged"] = run(group(own), end_at=("epoch", 3))
+    told["direct"] = run(group(folder / "direct", cache_arrays=None), loader_count=1, end_at=("epoch", 2))
+    for case in "damaged", "lost", "both":
+        multihost_utils.sync_global_devices(f"before {case}")
+        shutil.rmtree(mine, ignore_errors=True)
+        shutil.copytree(shared, mine)
+        if case == "lost":
+            if number:  # a directory that is not shared, and lacks what one writer has written
+                min(mine.glob("*.journal")).unlink()
+            told[case] = run(group(mine))
+            told["lost, only"] = run(group(mine, loader_arrays=None))
+        elif case == "both":
+            damage(mine, FEW[:1])
+            told[case] = run(group(mine), replicated=True)
+        else:
+            if number:
+                damage(mine, FEW)
+            told[case] = run(group(mine), depth=1, end_at=("epoch", 2))
     return told
 
 
