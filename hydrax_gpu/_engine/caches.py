@@ -90,7 +90,10 @@ class GroupCache:
             CacheError: it cannot be opened.
         """
         rows = RowStore(spec, layout, Store.open(spec))
-        return GroupCache(name, kind, spec, layout, arrays, only, rows, CacheCounts(layout))
+        cache = GroupCache(name, kind, spec, layout, arrays, only, rows, CacheCounts(layout))
+        if (counts := rows.take_counts()) is not None:
+            cache.add(counts)
+        return cache
 
     @property
     def worker_spec(self) -> RowCacheSpec:

@@ -58,6 +58,8 @@ class RowStore:
                 self.store = Store.open(spec)
             except (CacheError, OSError) as error:
                 self._count(trouble=f"a worker could not open the cache, and does without: {error}")
+        if self.store is not None:
+            self._tell_unreadable(self.store)
 
     def keys(self, indices: Sequence[int] | npt.NDArray[np.int64], pass_: int) -> Keys:
         """The keys of items in a pass over their group. Where entries are one an item, the pass does not matter."""
@@ -168,7 +170,12 @@ class RowStore:
         except (CacheError, OSError) as error:
             self._count(trouble=f"what others have added to the cache cannot be seen: {error}")
         self._refreshed = time.monotonic()
+        self._tell_unreadable(store)
         return store.contains(keys)
+
+    def _tell_unreadable(self, store: Store) -> None:
+        if unreadable := store.unreadable:
+            self._count(trouble=f"entries of others count as missing, because files cannot be read: {unreadable}")
 
     def _count(self, **counts: Any) -> None:
         with self._lock:
