@@ -100,8 +100,8 @@ caches.write(Store.open(caches.spec(sys.argv[1])), caches.keys(range(10)))
 
 
 def test_what_a_killed_process_has_claimed_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its journal is seen for the first time by the call that finds its claim, so that nothing else tells that it is dead,
-    # and its name is the smaller, to which others give way.
+    # Its journal is seen for the first time by the call that finds its claim, so that nothing else tells yet that it is
+    # dead; and its name is the smaller, to which others give way.
     store = Store.open(caches.spec(tmp_path))
     done = subprocess.run([sys.executable, "-c", CLAIMS_AND_DIES, str(tmp_path)], cwd=ROOT, timeout=100)
     assert done.returncode == -signal.SIGKILL and caches.journals(tmp_path) == ["0" * 16]
