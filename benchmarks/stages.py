@@ -1,78 +1,130 @@
-"""Stages: what it costs that a loader measures where its time goes."""
+"""Stages: what it costs that a loader measures where its time goes, and what a trace costs."""
 
 from __future__ import annotations
 
 import gc
+import random
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
+from math import ceil, sqrt
+from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-from hydrax_gpu._stages import Totals
+from hydrax_gpu._engine.stages import StageClock
 
+from .bare import switchable
 from .harness import Experiment, Goal, Metric, target_case
 from .workloads import SMALL_ITEMS, load_small
 
 BATCH = 64
 BLOCK = 64
-"""Batches between two looks at the clock: several of those that are measured in full are among them."""
-UNMEASURED = 10
-BLOCKS = 400
+"""Batches between two looks at the clock."""
+TRACED_BLOCK = 512
+"""The same with a trace, which is written after so many events: several times in a block."""
+BATCHES = 60_000
+"""All that are taken for a case, to warm up included."""
+NEVER = 1 << 40
 
 
 def experiments() -> list[Experiment]:
-    """The same loader with its clock and with hooks that do nothing, in turns in one process."""
+    """The same loader as it is and without what measures it, in turns in one process."""
     metrics = (
-        Metric("batch_us", "µs a batch"),
-        Metric("limit_us", "µs: limit, hooks that do nothing"),
-        Metric("measuring_us", "µs of it for measuring"),
-        Metric("of_limit", "of the limit", Goal(at_most=1.01)),
+        Metric("bare_us", "µs a batch, not measured"),
+        Metric("passing_us", "µs more for one that is passed over"),
+        Metric("full_us", "µs more for one that is measured in full"),
+        Metric("measuring_us", "µs more on average"),
+        Metric("of_limit", "of one that is not measured", Goal(at_most=1.01)),
+        Metric("trace_us", "µs more with a trace"),
     )
     cases = [
         target_case("unmeasured", "benchmarks.stages:measure", executor="inline", measured=False),
         target_case("inline", "benchmarks.stages:measure", judged=True, executor="inline"),
         target_case("process", "benchmarks.stages:measure", executor="process"),
+        target_case("inline, trace", "benchmarks.stages:traced", executor="inline"),
+        target_case("process, trace", "benchmarks.stages:traced", executor="process"),
     ]
     title = f"stages: what measuring costs, batch {BATCH} of tiny items, processor time of the main process"
     return [Experiment("stages", title, tuple(cases), metrics)]
 
 
-class Unmeasured:
-    """Stands in the place of a loader's clock: has its hooks, none of which does anything."""
+def measure(executor: str, measured: bool = True, batches: int = BATCHES) -> dict[str, Any]:
+    """Blocks of batches that are not measured, are passed over, and are all measured in full, in turns.
 
-    trace = None
-    ways = unsent = chunks = cached = ()
-    full = awaited = False
-    waits = waited_ns = 0
-    look_at = 1
-    totals = Totals()
-
-    def nothing(self, *args: Any, **more: Any) -> int:
-        return 0
-
-    clock = enter = wait = leave = look = sent = result = dispatched = placed = nothing
-    dropped = gone = lost = ready = copied = retired = close = nothing
-
-
-def measure(executor: str, measured: bool = True) -> dict[str, Any]:
-    """Blocks of batches of one loader, by turns with its clock and without.
-
-    Of two loaders one is quicker than the other by more than what is to be measured, as their memory lies elsewhere.
+    Of two loaders one is quicker than the other by more than what is to be found, as their memory lies elsewhere; so it
+    is one, whose methods are switched (`bare`). What measuring costs on average is made of both, as the loader chooses
+    how many batches it measures in full: hardly a block would have one of these.
 
     Args:
         executor: of the loader.
         measured: whether it is measured at all; if not, what is found is the error of this measurement.
+        batches: how many are taken.
+    """
+    intervals = {"passing": NEVER, "full": 1}
+
+    def choose(clock: StageClock, mode: str) -> bool:
+        clock._every = intervals.get(mode, NEVER)
+        return measured and mode != "bare"
+
+    times, every = _blocks(executor, ("bare", *intervals), BLOCK, batches, choose)
+    passing, low, high = _difference(times["passing"], times["bare"])
+    full, full_low, full_high = _difference(times["full"], times["bare"])
+    bare = median(times["bare"])
+    measuring = passing + (full - passing) / every
+    return {
+        "bare_us": bare, "passing_us": passing, "passing_us_95": [low, high],
+        "full_us": full, "full_us_95": [full_low, full_high],
+        "every": every, "measuring_us": measuring, "of_limit": 1 + measuring / bare,
+    }  # fmt: skip
+
+
+def traced(executor: str, batches: int = BATCHES) -> dict[str, Any]:
+    """Blocks of batches that are not measured, and that are written to a trace, in turns."""
+    from hydrax_gpu.trace import Trace
+
+    with tempfile.TemporaryDirectory(prefix="hydrax-benchmark-") as folder:
+        trace = Trace(Path(folder) / "trace.json", limit_bytes=1 << 40)
+        trace.open({"executor": executor, "workers": 1, "depth": 3, "cores": 1})
+
+        def choose(clock: StageClock, mode: str) -> bool:
+            clock._every = 1
+            clock.trace = trace if mode == "trace" else None
+            return mode == "trace"
+
+        times, _ = _blocks(executor, ("bare", "trace"), TRACED_BLOCK, batches, choose)
+        trace.close()
+        size = trace.path.stat().st_size
+    more, low, high = _difference(times["trace"], times["bare"])
+    bare = median(times["bare"])
+    taken = TRACED_BLOCK * len(times["trace"])
+    return {
+        "bare_us": bare, "trace_us": more, "trace_us_95": [low, high], "trace_us_per_item": more / BATCH,
+        "of_limit": 1 + more / bare, "bytes_per_batch": size / taken,
+    }  # fmt: skip
+
+
+def _blocks(
+    executor: str, modes: Sequence[str], block: int, batches: int, choose: Callable[[StageClock, str], bool]
+) -> tuple[dict[str, list[float]], int]:
+    """Processor time a batch of this process in µs, by mode and round, and every how many batches would be measured.
+
+    Args:
+        executor: of the loader.
+        modes: what a round has a block each of, in any order.
+        block: batches in a block.
+        batches: all that are taken.
+        choose: prepares the loader's clock for a mode, and says whether it is to be told anything.
     """
     from hydrax_gpu import DataGroup, Dataloader
-    from hydrax_gpu._engine import StageClock
 
     arrays = {"image": ((8, 8, 3), "uint8", "uint8"), "label": ((), "int32", "int32")}
     group = DataGroup(BATCH, range(SMALL_ITEMS), loader_arrays=arrays)
-    nothing = Unmeasured()
     plans: list[Callable[[int], Any]] = []
     timed = StageClock.timed
+    orders = random.Random(0)
 
     def switched(clock: StageClock, plan: Callable[[int], Any]) -> Callable[[int], Any]:
         plans.extend([plan, timed(clock, plan)])
@@ -80,38 +132,58 @@ def measure(executor: str, measured: bool = True) -> dict[str, Any]:
 
     with (
         patch.object(StageClock, "timed", switched),
+        switchable() as switch,
         Dataloader(load_small, group, executor=executor, loader_count=1) as loader,
     ):
-        runner = loader._stream.runner
-        clock = runner.stages
-        first, second = plans
+        clock = loader._stream.runner.stages
+        plain, measuring = plans
+        for batch in islice(loader, block):
+            del batch
+        # As it would be by itself, after a second at this speed: nothing is to change it any more.
+        before, start = time.process_time_ns(), clock.batches
+        for batch in islice(loader, 4 * block):
+            del batch
+        period = (time.process_time_ns() - before) / (clock.batches - start)
+        from hydrax_gpu._engine.sampling import interval
+        from hydrax_gpu._engine.stages import _cost
 
-        def block(on: bool) -> float:
-            on = on and measured
-            clock.ways.clear()  # of batches that will be handed out in the other's blocks
+        every = interval(period, _cost())
+        clock._next_interval = lambda now, last: clock._recent.append(clock._snapshot(now))
+
+        def one(mode: str) -> float:
+            on = choose(clock, mode)
+            switch(on)
+            clock.ways.clear()  # of batches that will be handed out in another's block
             clock.chunks.clear()
-            runner.stages, plans[-1] = (clock, second) if on else (nothing, first)
+            clock.full, clock._first_wait, clock.due = False, 0, 0
+            plans[-1] = measuring if on else plain
             begin = time.process_time_ns()
-            for batch in islice(loader, BLOCK):
+            for batch in islice(loader, block):
                 del batch
-            spent = time.process_time_ns() - begin
-            if not on:
-                clock.totals.batches += BLOCK  # or it would take each of its own for twice as slow
-            return spent / 1e3 / BLOCK
+            return (time.process_time_ns() - begin) / 1e3 / block
 
-        pairs: list[tuple[float, float]] = []
+        times: dict[str, list[float]] = {mode: [] for mode in modes}
         gc.collect()
         gc.freeze()
-        for number in range(UNMEASURED + BLOCKS):
-            order = (True, False) if number % 2 else (False, True)
-            times = {on: block(on) for on in order}
-            if number >= UNMEASURED:
-                pairs.append((times[True], times[False]))
-        runner.stages = clock
-    return {
-        "batch_us": median(ours for ours, _ in pairs),
-        "limit_us": median(theirs for _, theirs in pairs),
-        "measuring_us": median(ours - theirs for ours, theirs in pairs),
-        "of_limit": median(ours / theirs for ours, theirs in pairs),
-        "every": clock._every,
-    }
+        gc.disable()  # or it would come in some blocks, and not in others
+        for number in range(max(2, batches // (block * len(modes)))):
+            for mode in orders.sample(modes, len(modes)):
+                taken = one(mode)
+                if number:
+                    times[mode].append(taken)
+            gc.collect(1)
+        gc.enable()
+        clock.trace = None
+        switch(True)
+    return times, every
+
+
+def _difference(values: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
+    """Median of the differences in the same round, and between what it lies with a probability of 0.95.
+
+    The bounds are those of the sign test, which takes nothing for granted about how the differences are spread.
+    """
+    pairs = sorted(ours - theirs for ours, theirs in zip(values, others, strict=True))
+    away = ceil(0.98 * sqrt(len(pairs)))  # 1.96 standard deviations of how many are below the median
+    middle = len(pairs) // 2
+    return median(pairs), pairs[max(0, middle - away)], pairs[min(len(pairs) - 1, middle + away)]

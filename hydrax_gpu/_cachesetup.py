@@ -6,11 +6,13 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hydrax_gpu import _place
 from hydrax_gpu._groupcache import store_spec
 from hydrax_gpu._jobs import RuntimeStore, next_name
+from hydrax_gpu._kernels.choice import choose
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._spec import Layout
 from hydrax_gpu.batch import CacheSink
@@ -93,7 +95,8 @@ def open_caches(
         name = f"validation group {index - len(training)}" if is_validation else f"training group {index}"
         spec = store_spec(cache, plan_of(group), data_of(group), validation=is_validation)
         layout = cached_layouts[index]
-        openers.append(partial(GroupCache.open, name, cache.kind, spec, layout, cache.layout, cache.only))
+        kernels = choose().path if "int8" in cache.forms.values() else None
+        openers.append(partial(GroupCache.open, name, cache.kind, spec, layout, cache.layout, cache.only, kernels))
     return Caches(
         open_all(openers),
         len(training),
@@ -169,8 +172,13 @@ def _info(cache: GroupCache, caches: Caches) -> CacheInfo:
         dropped_batches=cache.dropped,
         written=counts.written,
         present=counts.present,
+        refused=counts.refused,
         bytes_read=counts.bytes_read,
         bytes_written=counts.bytes_written,
+        compression=MappingProxyType(
+            {array.name: array.compression for array in cache.spec.descriptor.arrays if array.compression}
+        ),
+        compression_ratio=store.compression_ratio(),
         read_path=store.read_path,
         read_path_reason=store.read_path_reason,
         queue_waits=caches.queue_waits if encoded else 0,

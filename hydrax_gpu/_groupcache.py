@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
+from hydrax_gpu._cacheforms import Form, array_formats, chosen_forms, quantized
+from hydrax_gpu._kernels.choice import choose
 from hydrax_gpu._plan import GroupPlan
 from hydrax_gpu._spec import ArrayLayout, Layout, LayoutTuple
 
@@ -23,6 +25,8 @@ class CacheDeclaration:
     Attributes:
         kind: "direct": what the loader function writes is cached. "encoded": what `Batch.cache` is given.
         layout: of a cached batch.
+        kept: the arrays that are kept, as they are declared. Before any decode, which is a pure function of them.
+        forms: how those are kept that are not kept as they are, by their names.
         location: directory; None to keep nothing.
         readonly: whether nothing is added to it.
         only: whether batches come from it alone.
@@ -32,6 +36,8 @@ class CacheDeclaration:
 
     kind: CacheKind
     layout: Layout
+    kept: tuple[ArrayLayout, ...]
+    forms: Mapping[str, Form]
     location: str | None
     readonly: bool
     only: bool
@@ -42,11 +48,6 @@ class CacheDeclaration:
     def __post_init__(self) -> None:
         self.layouts = self.layout.tuples()
 
-    @property
-    def arrays(self) -> tuple[ArrayLayout, ...]:
-        """What is kept on disk. Before any decode, which is a pure function of it."""
-        return self.layout.wire
-
 
 def declare(
     rows: int,
@@ -55,6 +56,7 @@ def declare(
     location: str | os.PathLike[str] | None,
     readonly: bool,
     version: str,
+    compression: object,
 ) -> CacheDeclaration | None:
     """What a group's arguments say of its cache; None when it has none.
 
@@ -65,6 +67,7 @@ def declare(
         location: its `cache_location`.
         readonly: its `cache_readonly`.
         version: its `cache_version`.
+        compression: its `cache_compression`.
 
     Raises:
         ValueError, TypeError: an argument is not valid, or does not go with the others.
@@ -93,6 +96,11 @@ def declare(
                 "got cache_arrays without loader_arrays and without a cache_location: such batches come from the cache "
                 "alone. Say where it is, or declare loader_arrays"
             )
+    if path is None and compression is not None:
+        raise ValueError(
+            "got cache_compression without a cache_location, so that nothing is kept. Give the location, or leave "
+            "cache_compression out"
+        )
     if path is None and version:
         raise ValueError("got a cache_version without a cache_location, wanted both or neither")
     if arrays is None:
@@ -104,7 +112,8 @@ def declare(
                 )
             return None
         assert loaded is not None
-        return CacheDeclaration("direct", loaded, path, bool(readonly), False, version)
+        forms = chosen_forms(compression, loaded.wire, shared=True)
+        return CacheDeclaration("direct", loaded, loaded.wire, forms, path, bool(readonly), False, version)
     try:
         layout = Layout.build(rows, arrays)
     except (TypeError, ValueError) as error:
@@ -114,8 +123,16 @@ def declare(
             f"cache_arrays: got a decode for array {layout.decodes[0][0]!r}; cached batches are read as they were "
             "given to Batch.cache. Declare what is kept, and decode it in the training step"
         )
+    forms = chosen_forms(compression, layout.arrays, shared=False)
     return CacheDeclaration(
-        "encoded", layout, path, bool(readonly) or loaded is None or path is None, loaded is None, version
+        "encoded",
+        quantized(layout, forms),
+        layout.arrays,
+        forms,
+        path,
+        bool(readonly) or loaded is None or path is None,
+        loaded is None,
+        version,
     )
 
 
@@ -125,18 +142,14 @@ def store_spec(cache: CacheDeclaration, plan: GroupPlan, data: Sequence[Any], *,
     Validation has neither seeds nor, within a pass, another order: what it caches does not depend on any. And it must
     not be taken for what training caches, which does.
     """
-    from hydrax_gpu._cache import ArrayFormat, Descriptor, StoreSpec, fingerprint  # only whoever has a cache needs it
+    from hydrax_gpu._cache import Descriptor, StoreSpec, fingerprint  # only whoever has a cache needs it
 
     assert cache.location is not None
     if not cache.fingerprint:
         cache.fingerprint = fingerprint(data)
-    formats = tuple(
-        ArrayFormat(name=a.name, item_shape=a.item_shape, dtype=a.numpy_dtype.name, nbytes=a.row_nbytes)
-        for a in cache.arrays
-    )
     renewed = plan.shuffle_later in ("reseed", "itemwise")
     descriptor = Descriptor(
-        arrays=formats,
+        arrays=array_formats(cache.kept, cache.forms),
         length=plan.length,
         seed=0 if validation else plan.seed,
         seeded="pass" if renewed and not validation else "item",
@@ -145,4 +158,4 @@ def store_spec(cache: CacheDeclaration, plan: GroupPlan, data: Sequence[Any], *,
         fingerprint=cache.fingerprint,
         cache_version=cache.version,
     )
-    return StoreSpec(cache.location, descriptor, cache.readonly)
+    return StoreSpec(cache.location, descriptor, cache.readonly, choose().path)

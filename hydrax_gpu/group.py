@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast, final, overload
 
 from hydrax_gpu._arguments import at_least, choice, integer
+from hydrax_gpu._cacheforms import CacheCompression
 from hydrax_gpu._groupcache import CacheDeclaration, declare
 from hydrax_gpu._plan import GroupPlan
 from hydrax_gpu._spec import ArraySpec, Layout, LayoutTuple
@@ -50,6 +51,12 @@ class DataGroup(Sequence[D], Generic[D]):
         cache_readonly: whether the cache is only read: nothing is added to it, and it must exist.
         cache_version: names what made the cached values, such as the code of the loader function or the weights of an
             encoder, which nobody can see from outside. A cache of another version is refused.
+        cache_compression: how items are kept on disk, one for all arrays or a dict by their names. `"zstd"` and
+            `"lz4"` lose nothing; they need the extra `cache-compression`. `"int8"`, for float16, bfloat16 and float32,
+            keeps a byte an element and a scale for each 64 neighbours of an item (as it lies in memory): a value comes
+            back within 1/254 of the largest magnitude among them. What an encoder gave is read, and copied to a device,
+            as bytes and becomes floats there, or in the workers. Items with values that are not finite are not kept in
+            int8, and counted. A cache in another form is refused; `hydrax-gpu cache copy --compression` changes it.
         seed: determines every shuffle and every item's seed, `0 <= seed < 2**64`.
         shuffle_first: whether the first epoch is shuffled; otherwise it goes through the data as given.
         shuffle_later: the later epochs. `"repeat"`: the same order and the same seeds again. `"reseed"`: the same
@@ -79,6 +86,7 @@ class DataGroup(Sequence[D], Generic[D]):
         cache_location: str | os.PathLike[str] | None = None,
         cache_readonly: bool = False,
         cache_version: str = "",
+        cache_compression: CacheCompression = None,
         seed: int = 0,
         shuffle_first: bool = False,
         shuffle_later: ShuffleLater = "default",
@@ -98,7 +106,9 @@ class DataGroup(Sequence[D], Generic[D]):
         self._data: Sequence[D] = _sequence(data)
         self._shuffle_later: ShuffleLater = shuffle_later
         self._layout = None if loader_arrays is None else Layout.build(size, loader_arrays)
-        self._cache = declare(size, self._layout, cache_arrays, cache_location, cache_readonly, cache_version)
+        self._cache = declare(
+            size, self._layout, cache_arrays, cache_location, cache_readonly, cache_version, cache_compression
+        )
         self._layouts: MappingProxyType[str, LayoutTuple] = (
             MappingProxyType({}) if self._layout is None else self._layout.tuples()
         )
@@ -181,6 +191,11 @@ class DataGroup(Sequence[D], Generic[D]):
     def cache_version(self) -> str:
         """What made the cached values, as given."""
         return "" if self._cache is None else self._cache.version
+
+    @property
+    def cache_compression(self) -> Mapping[str, Literal["zstd", "lz4", "int8"]]:
+        """The form of each cached array that is not kept as it is."""
+        return MappingProxyType({} if self._cache is None else self._cache.forms)
 
     @property
     def seed(self) -> int:

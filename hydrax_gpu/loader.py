@@ -335,7 +335,7 @@ class Dataloader(Generic[D]):
 
     def _build(self) -> Stream:
         workers = 1 if self._executor_name == "inline" else self._count
-        stages = StageClock(workers)
+        stages = StageClock(workers, ordered=self._deterministic)
         groups = (*self._training, *self._validation)
         layouts, cached = all_layouts(groups)
         shards = self._shards

@@ -50,10 +50,16 @@ class CacheInfo:
     """Items that were added to it."""
     present: int
     """Items that were to be added and were there already."""
+    refused: int
+    """Items that were not added, because values of theirs are not finite and `"int8"` cannot keep such."""
     bytes_read: int
     """Bytes read."""
     bytes_written: int
     """Bytes of arrays that were added."""
+    compression: Mapping[str, str]
+    """The form of the arrays that are not kept as they are: `zstd`, `lz4` or `int8`, by their names."""
+    compression_ratio: float | None
+    """Bytes of its entries' arrays as they are, for each byte on disk; None while there are no entries."""
     read_path: str
     """How records get to the slots: `posix` or `gds`."""
     read_path_reason: str
@@ -72,6 +78,12 @@ class CacheInfo:
             f"({self.bytes_written / 2**20:.1f} MiB), {self.present} present; read by {self.read_path} "
             f"({self.read_path_reason})"
         )
+        if self.compression:
+            forms = ", ".join(f"{name}: {form}" for name, form in self.compression.items())
+            ratio = "" if self.compression_ratio is None else f", to 1/{self.compression_ratio:.2f}"
+            text += f"; compressed ({forms}{ratio})"
+        if self.refused:
+            text += f"; {self.refused} items not kept, because they have values that are not finite"
         if self.dropped_batches:
             text += f"; {self.dropped_batches} batches left out because they are not in it"
         if self.queue_waits:

@@ -393,3 +393,22 @@ class CountsRows(CountsCalls):
 
     def load_rows(self, items: Any, arrays: Any, seeds: Any) -> Any:
         return [self(*each) for each in zip(items, arrays, seeds, strict=True)]
+
+
+def noise(item: int, arrays: Any, seed: int | None) -> None:
+    """Gaussian noise of the item's own in `x`, and its number in `number`."""
+    arrays["x"][...] = np.random.default_rng(item).standard_normal(arrays["x"].shape) * (1 + item)
+    arrays["number"][...] = item
+
+
+def noise_and_text(item: int, arrays: Any, seed: int | None) -> dict[str, Any]:
+    """As `noise`, and returns a text."""
+    noise(item, arrays, seed)
+    return {"text": f"item {item}"}
+
+
+def noise_with_nan(item: int, arrays: Any, seed: int | None) -> None:
+    """As `noise`, with a NaN in item 3 and an infinity in item 9."""
+    noise(item, arrays, seed)
+    if item in (3, 9):
+        arrays["x"].reshape(-1)[-1] = {3: np.nan, 9: np.inf}[item]

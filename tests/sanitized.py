@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 by it)
 import numpy as np
 
-from hydrax_gpu._kernels import convert, dequantize, pad_ragged, srgb_oklab, unpack_bits
+from hydrax_gpu._kernels import convert, dequantize, pad_ragged, quantize, srgb_oklab, unpack_bits
 from hydrax_gpu._kernels.formats import TAGS
 from hydrax_gpu._kernels.host import Library
 from hydrax_gpu._kernels.resize_crop_flip_normalize import Box, Resize, Turn
@@ -130,6 +130,17 @@ def run_srgb_oklab(library: Library, rng: np.random.Generator) -> None:
                         assert_same_bits(out.array, expected)
 
 
+def run_quantize(library: Library, rng: np.random.Generator) -> None:
+    for dtype in quantize.INPUTS:
+        for count in (*SIZES[1:], 64 * 256 + 1):
+            for offset, gap in PLACES:
+                rows = filled(rng, (2, count), dtype, offset, gap)
+                out = Rows((2, quantize.record_nbytes(count)), np.uint8, 4 * offset, 4 * gap, tight=True)
+                quantize.Quantize(library, count, np.dtype(dtype))(rows.array, out.array)
+                for got, expected in zip(quantize.parts(out.array, count), quantize.twin(rows.array), strict=True):
+                    assert_same_bits(got, expected)
+
+
 def run_resize(library: Library, rng: np.random.Generator) -> None:
     outputs, layouts = ("uint8", "float16", "float32"), ("HWC", "CHW")
     for case in range(250):
@@ -156,6 +167,7 @@ RUNS: dict[str, Callable[..., None]] = {
     "convert": run_convert,
     "dequantize": run_dequantize,
     "pad_ragged": run_pad_ragged,
+    "quantize": run_quantize,
     "resize_crop_flip_normalize": run_resize,
     "srgb_oklab": run_srgb_oklab,
     "unpack_bits": run_unpack_bits,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, cast
@@ -29,15 +30,28 @@ class ArrayFormat:
         name: by which it is handed over; it may differ from one use of a cache to the next.
         item_shape: shape of one item, without the batch dimension.
         dtype: name of the NumPy dtype, such as "float32" or "bfloat16".
-        nbytes: bytes of one item.
-        compression: of each item by itself, on disk.
+        nbytes: bytes of one item: of what is handed to the store and, unless it is `packed`, on disk.
+        compression: of each item by itself. "int8" is lossy and of a fixed size: the store is handed records of
+            `hydrax_gpu._kernels.quantize` then, and `dtype` is that of the values in them.
     """
 
     name: str
     item_shape: tuple[int, ...]
     dtype: str
     nbytes: int
-    compression: Literal["zstd", "lz4"] | None = None
+    compression: Literal["zstd", "lz4", "int8"] | None = None
+
+    @property
+    def packed(self) -> Literal["zstd", "lz4"] | None:
+        """What the store makes records of varying size by."""
+        return None if self.compression == "int8" else self.compression
+
+    @property
+    def value_nbytes(self) -> int:
+        """Bytes of one item in `dtype`, uncompressed."""
+        if self.compression != "int8":
+            return self.nbytes
+        return math.prod(self.item_shape) * (4 if self.dtype == "float32" else 2)
 
 
 @dataclass(frozen=True)
@@ -98,11 +112,18 @@ def check(location: str, stored: Descriptor, wanted: Descriptor) -> None:
 
 
 def _check_arrays(location: str, stored: tuple[ArrayFormat, ...], wanted: tuple[ArrayFormat, ...]) -> None:
-    fix = _FIXES["arrays"]
-    _compare(location, "number of arrays", len(stored), len(wanted), fix)
+    _compare(location, "number of arrays", len(stored), len(wanted), _FIXES["arrays"])
     for position, (old, new) in enumerate(zip(stored, wanted, strict=True)):
-        for field in ("nbytes", "dtype", "item_shape", "compression"):
+        for field in ("compression", "nbytes", "dtype", "item_shape"):
+            fix = _compression_fix(location, old, new) if field == "compression" else _FIXES["arrays"]
             _compare(location, f"arrays[{position}].{field}", getattr(old, field), getattr(new, field), fix)
+
+
+def _compression_fix(location: str, stored: ArrayFormat, wanted: ArrayFormat) -> str:
+    return (
+        f"Set cache_compression={{{wanted.name!r}: {stored.compression!r}}} to use it as it is; or make one that is as "
+        f"wanted: `hydrax-gpu cache copy --compression {stored.name}={wanted.compression or 'none'} {location} TARGET`."
+    )
 
 
 def _compare(location: str, field: str, stored: object, wanted: object, fix: str) -> None:

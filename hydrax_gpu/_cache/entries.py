@@ -53,7 +53,7 @@ class Entries:
         """Reads array number `position` of each entry into row `offsets[entry]` of memory."""
         array = self._arrays[position]
         nbytes = array.nbytes
-        if array.compression is None or not nbytes:
+        if array.packed is None or not nbytes:
             self._read(position, offsets * nbytes, memory, failed)
             return
         bad: set[int] = set()
@@ -62,7 +62,7 @@ class Entries:
             bad.add(entry)
             failed(entry, reason)
 
-        expand = decompressor(array.compression)
+        expand = decompressor(array.packed)
         for entry, data in enumerate(self.stored(position, noted)):
             if entry in bad:
                 continue
@@ -96,8 +96,8 @@ class Entries:
         rows, entries = self._rows[having], having.tolist()
         sizes = (rows[:, RowFormat.HEAD] & np.uint64(EXTRA_SIZE)).astype(np.int64)
         ends, memory = _behind_one_another(sizes)
-        sums = rows[:, RowFormat.EXTRA_SUM].tolist()
-        seeds = checksums.seeds(self._keys[having], checksums.EXTRA).tolist()
+        sums = rows[:, RowFormat.EXTRA_SUM]
+        seeds = checksums.seeds(self._keys[having], checksums.EXTRA)
         bad: set[int] = set()
 
         def noted(record: int, reason: str) -> None:
@@ -121,8 +121,8 @@ class Entries:
         offsets = (
             rows[:, RowFormat.SLOT].astype(np.int64) * nbytes if place is None else rows[:, place].astype(np.int64)
         )
-        sums = rows[:, RowFormat.SUMS + position].tolist()
-        seeds = checksums.seeds(self._keys, position).tolist()
+        sums = rows[:, RowFormat.SUMS + position]
+        seeds = checksums.seeds(self._keys, position)
 
         def named(record: int, reason: str) -> None:
             failed(record, f"array {position}: {reason}")

@@ -114,7 +114,7 @@ class RowFormat:
         self.place: list[int | None] = []
         for array in arrays:
             # nothing is nothing, compressed or not
-            fixed = array.compression is None or not array.nbytes
+            fixed = array.packed is None or not array.nbytes
             self.place.append(None if fixed else word)
             word += 0 if fixed else 2
         self.width = word + 1

@@ -1,6 +1,6 @@
 """Looking after a cache as it is on disk, whatever it is of: verify, repair, copy.
 
-Entries are read and written as they are stored. Nothing is decompressed, and nothing is unpickled.
+Entries are read and written as they are stored, but for those that are copied to another form. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -9,15 +9,16 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu._cache import checksums
 from hydrax_gpu._cache.claims import STALE
+from hydrax_gpu._cache.conversion import Converter, converted, converters
 from hydrax_gpu._cache.descriptor import FILE, Descriptor
 from hydrax_gpu._cache.directory import read_descriptor, write_descriptor
 from hydrax_gpu._cache.entries import Entries
@@ -27,9 +28,12 @@ from hydrax_gpu._cache.keys import unpack
 from hydrax_gpu._cache.peers import CLAIM, EXTRA, JOURNAL, Peer, data_file
 from hydrax_gpu._cache.process import alive, current
 from hydrax_gpu._cache.reading import Reader
+from hydrax_gpu._cache.sizes import ratio, stored_nbytes
 from hydrax_gpu._cache.system import System
 from hydrax_gpu._cache.table import Table, is_writer
 from hydrax_gpu._cache.writer import Writer, new_name
+from hydrax_gpu._kernels.choice import choose
+from hydrax_gpu._kernels.host import load
 from hydrax_gpu.errors import CacheError
 
 __all__ = ["Bad", "Cache", "Outcome", "restore_descriptor"]
@@ -145,6 +149,16 @@ class Cache:
                 sizes[name] = os.lstat(os.path.join(self.location, name)).st_size
         return sizes
 
+    @property
+    def stored_nbytes(self) -> list[int]:
+        """Bytes on disk of each array of all entries."""
+        return stored_nbytes(self.descriptor.arrays, self._format, self._table)
+
+    @property
+    def compression_ratio(self) -> float | None:
+        """Bytes of all entries' arrays, uncompressed, for each byte of theirs on disk; None where there are none."""
+        return ratio(self.descriptor.arrays, self.stored_nbytes, len(self))
+
     def verify(self, progress: Progress = lambda _: None) -> Outcome:
         """Reads everything."""
         outcome = self._outcome()
@@ -198,27 +212,44 @@ class Cache:
                     "lost. Give permission, or remove that file."
                 )
 
-    def copy(self, target: str, progress: Progress = lambda _: None) -> Outcome:
+    def copy(
+        self, target: str, progress: Progress = lambda _: None, forms: Mapping[str, str | None] | None = None
+    ) -> Outcome:
         """Writes all good entries to another directory, which must be empty or not there.
 
+        Args:
+            target: the directory.
+            progress: see `Progress`.
+            forms: in which form arrays are to be kept there, see `conversion.converted`; by default as they are here.
+
         Raises:
-            CacheError: it is not empty.
+            CacheError: it is not empty, or there is no such form of that array.
             OSError: it cannot be written.
         """
         outcome = self._outcome()
+        form = self._another_form(forms or {})
         self._system.make_directory(target)
         if self._system.names(target):
             raise CacheError(f"{target} is not empty. Name a directory that is, or that is not there.")
-        writer = Writer(target, new_name(), self.descriptor, self._here, self._system)
+        descriptor = self.descriptor if form is None else form.descriptor
+        writer = Writer(target, new_name(), descriptor, self._here, self._system)
         try:
-            for _, part in self._parts(outcome, progress):
-                _append(writer, part)
+            for name, part in self._parts(outcome, progress):
+                _append(writer, part if form is None else form.of(part, name, outcome))
             writer.sync()
         finally:
             writer.close()
         # last: what has no description is no cache, and a copy that was broken off is none
-        write_descriptor(target, self.descriptor, self._system)
+        write_descriptor(target, descriptor, self._system)
         return outcome
+
+    def _another_form(self, forms: Mapping[str, str | None]) -> _Form | None:
+        descriptor = converted(self.descriptor, forms)
+        if descriptor == self.descriptor:
+            return None
+        path = choose().path
+        library = None if path is None else load(path)
+        return _Form(descriptor, converters(self.descriptor.arrays, descriptor.arrays, library))
 
     def _outcome(self) -> Outcome:
         outcome = Outcome()
@@ -290,6 +321,46 @@ class Cache:
     def _remove_file(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._system.remove(os.path.join(self.location, name))
+
+
+class _Form:
+    """Makes entries of another form."""
+
+    def __init__(self, descriptor: Descriptor, converters: Sequence[Converter | None]) -> None:
+        self.descriptor = descriptor
+        self._converters = converters
+        self._width = RowFormat(descriptor.arrays).width
+        self._digest = checksums.digest()
+
+    def of(self, part: _Part, writer: str, outcome: Outcome) -> _Part:
+        """A part in that form; entries that cannot be are bad."""
+        records, bad = list(part.records), dict[int, str]()
+        sums = part.rows[:, RowFormat.SUMS : RowFormat.SUMS + len(records)].copy()
+        for position, convert in enumerate(self._converters):
+            if convert is None:
+                continue
+            made: list[Any] = []
+            for entry, record in enumerate(records[position]):
+                try:
+                    made.append(memoryview(convert(record)))
+                except Exception as error:  # of the packages, each has its own
+                    bad.setdefault(entry, f"array {position}: {error}")
+                    made.append(memoryview(b""))
+            records[position] = made
+            seeds = checksums.seeds(part.keys, position).tolist()
+            sums[:, position] = [self._digest(each, seed) for each, seed in zip(made, seeds, strict=True)]
+        for entry, reason in sorted(bad.items()):
+            item, pass_ = unpack(part.keys[entry])
+            outcome.bad.append(Bad(int(item), int(pass_), writer, reason))
+        outcome.entries -= len(bad)
+        good = [entry for entry in range(len(part.keys)) if entry not in bad]
+        rows = np.zeros((len(good), self._width), np.uint64)
+        rows[:, : RowFormat.SUMS] = part.rows[good, : RowFormat.SUMS]
+        rows[:, RowFormat.SUMS : RowFormat.SUMS + len(records)] = sums[good]
+        return _Part(
+            part.keys[good], rows, [[each[entry] for entry in good] for each in records],
+            [part.extras[entry] for entry in good],
+        )  # fmt: skip
 
 
 def _append(writer: Writer, part: _Part) -> None:

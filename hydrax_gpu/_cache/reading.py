@@ -9,9 +9,11 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from hydrax_gpu._cache.bulk import OFFSET, ORDER, SEED, SIZE, SUM, TARGET, VERDICT, WORDS, Bulk
 from hydrax_gpu._cache.checksums import Digest
 from hydrax_gpu._cache.files import Files
-from hydrax_gpu._cache.planner import LIMIT, Read, plan
+from hydrax_gpu._cache.journal import Words
+from hydrax_gpu._cache.planner import GAP, LIMIT, Read, plan
 from hydrax_gpu._cache.system import System
 
 __all__ = ["Reader", "Records"]
@@ -24,30 +26,54 @@ two reads: these bytes are in a cache when they are checked, if not in that of t
 
 
 class Records:
-    """Where records of one file are, and where they go; each array has one element a record.
+    """Where records of one file are, and where they go.
 
-    Attributes:
+    Args:
         offsets: int64, in the file.
         sizes: int64, in bytes; or one number for all of them.
         targets: int64, in memory.
-        sums: checksums.
-        seeds: of the checksums.
+        sums: uint64, checksums.
+        seeds: uint64, of the checksums.
+
+    Attributes:
+        table: all of that, as `Bulk.read` takes it: int64, shape `(WORDS, n)`.
+        size: of every record, where one was given.
     """
 
-    __slots__ = ("offsets", "seeds", "sizes", "sums", "targets")
+    __slots__ = ("size", "table")
 
-    def __init__(
-        self, offsets: _Int64s, sizes: _Int64s | int, targets: _Int64s, sums: list[int], seeds: list[int]
-    ) -> None:
-        self.offsets = offsets
-        self.sizes = sizes
-        self.targets = targets
-        self.sums = sums
-        self.seeds = seeds
+    def __init__(self, offsets: _Int64s, sizes: _Int64s | int, targets: _Int64s, sums: Words, seeds: Words) -> None:
+        self.table = table = np.empty((WORDS, len(offsets)), np.int64)
+        self.size = sizes if isinstance(sizes, int) else None
+        table[OFFSET] = offsets
+        table[SIZE] = sizes
+        table[TARGET] = targets
+        unsigned = table.view(np.uint64)
+        unsigned[SUM] = sums
+        unsigned[SEED] = seeds
+
+    def __len__(self) -> int:
+        return self.table.shape[1]
+
+    @property
+    def sums(self) -> list[int]:
+        """Checksums."""
+        return self.table[SUM].view(np.uint64).tolist()
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of the checksums."""
+        return self.table[SEED].view(np.uint64).tolist()
 
 
 class Reader:
     """Reads for one call.
+
+    Args:
+        files: of the cache.
+        system: whose `read` is used.
+        digest: makes checksums.
+        bulk: reads and checks in place of both, if the system's calls are the usual ones.
 
     Attributes:
         nbytes: bytes read.
@@ -55,13 +81,14 @@ class Reader:
         errors: of the operating system.
     """
 
-    def __init__(self, files: Files, system: System, digest: Digest) -> None:
+    def __init__(self, files: Files, system: System, digest: Digest, bulk: Bulk | None = None) -> None:
         self.nbytes = 0
         self.calls = 0
         self.errors: list[OSError] = []
         self._files = files
         self._system = system
         self._digest = digest
+        self._bulk = bulk if type(system).read is System.read else None
         self._waste = bytearray(0)
 
     def read(
@@ -85,20 +112,35 @@ class Reader:
             with self._files.opened(name) as fd:
                 if status is not None:
                     status(os.fstat(fd))
-                if straight(records):
+                if self._bulk is not None:
+                    self._together(self._bulk, fd, records, memory, failed)
+                elif straight(records):
                     self._straight(fd, records, memory, failed)
                 else:
                     self._planned(fd, records, memory, failed)
         except OSError as error:
             self.errors.append(error)
-            for record in range(len(records.offsets)):
-                if records.sizes if isinstance(records.sizes, int) else records.sizes[record]:
-                    failed(record, f"{name}: {error.strerror or error}")
+            for record in np.flatnonzero(records.table[SIZE]).tolist():
+                failed(record, f"{name}: {error.strerror or error}")
+
+    def _together(
+        self, bulk: Bulk, fd: int, records: Records, memory: memoryview, failed: Callable[[int, str], None]
+    ) -> None:
+        table = records.table
+        table[ORDER] = table[OFFSET].argsort(kind="stable")
+        address = np.frombuffer(memory, np.uint8).__array_interface__["data"][0] if memory.nbytes else 0
+        nbytes, calls = bulk.read(fd, address, table, GAP, LIMIT, _BLOCK)
+        self.nbytes += nbytes
+        self.calls += calls
+        verdicts = table[VERDICT]
+        if verdicts.any():
+            for record in np.flatnonzero(verdicts).tolist():
+                failed(record, _reason(verdicts[record] == 1))
 
     def _straight(self, fd: int, records: Records, memory: memoryview, failed: Callable[[int, str], None]) -> None:
         """Reads records of one size that lie behind one another in the file as well as in memory."""
-        size, count = cast("int", records.sizes), len(records.offsets)
-        offset, target = int(records.offsets[0]), int(records.targets[0])
+        size, count = cast("int", records.size), len(records)
+        offset, target = int(records.table[OFFSET, 0]), int(records.table[TARGET, 0])
         memory = memory[target : target + count * size]
         digest, sums = self._digest, iter(zip(records.sums, records.seeds, strict=True))
         step = _BLOCK // size * size
@@ -112,19 +154,19 @@ class Reader:
                     failed((begin + start) // size, _reason(whole))
 
     def _planned(self, fd: int, records: Records, memory: memoryview, failed: Callable[[int, str], None]) -> None:
-        offsets, targets = records.offsets.tolist(), records.targets.tolist()
-        sizes = [records.sizes] * len(offsets) if isinstance(records.sizes, int) else records.sizes.tolist()
-        for read in plan(offsets, sizes, targets):
+        offsets, sizes, targets = records.table[[OFFSET, SIZE, TARGET]].tolist()
+        sums, seeds = records.sums, records.seeds
+        for read in plan(offsets, sizes, targets, gap=GAP, limit=LIMIT):
             if read.nbytes > LIMIT and len(read.records) == 1:
                 (record,) = read.records
                 begin, end = targets[record], targets[record] + sizes[record]
-                self._large(fd, read, records, memory[begin:end], failed)
+                self._large(fd, read, (sums[record], seeds[record]), memory[begin:end], failed)
                 continue
             got = self._small(fd, read, memory)
             for record in read.records:
                 begin, end = targets[record], targets[record] + sizes[record]
                 whole = offsets[record] + sizes[record] <= read.offset + got
-                if not whole or self._digest(memory[begin:end], records.seeds[record]) != records.sums[record]:
+                if not whole or self._digest(memory[begin:end], seeds[record]) != sums[record]:
                     failed(record, _reason(whole))
 
     def _small(self, fd: int, read: Read, memory: memoryview) -> int:
@@ -139,19 +181,20 @@ class Reader:
         return self._fill(fd, buffers, read.offset, read.nbytes)
 
     def _large(
-        self, fd: int, read: Read, records: Records, memory: memoryview, failed: Callable[[int, str], None]
+        self, fd: int, read: Read, check: tuple[int, int], memory: memoryview, failed: Callable[[int, str], None]
     ) -> None:
         from xxhash import xxh3_64
 
         (record,), size = read.records, len(memory)
-        state = xxh3_64(seed=records.seeds[record])
+        expected, seed = check
+        state = xxh3_64(seed=seed)
         for start in range(0, size, LIMIT):
             part = memory[start : start + LIMIT]
             if self._fill(fd, [part], read.offset + start, len(part)) < len(part):
                 failed(record, _reason(whole=False))
                 return
             state.update(part)
-        if state.intdigest() != records.sums[record]:
+        if state.intdigest() != expected:
             failed(record, _reason(whole=True))
 
     def _fill(self, fd: int, buffers: Sequence[Any], offset: int, nbytes: int) -> int:
@@ -163,8 +206,8 @@ class Reader:
 
 def straight(records: Records) -> bool:
     """Whether records are of one size, not large, and lie behind one another in the file as well as in memory."""
-    size, offsets, targets = records.sizes, records.offsets, records.targets
-    if not isinstance(size, int) or not 0 < size <= LIMIT or not len(offsets):
+    size, offsets, targets = records.size, records.table[OFFSET], records.table[TARGET]
+    if size is None or not 0 < size <= LIMIT or not len(offsets):
         return False
     span = (len(offsets) - 1) * size
     if offsets[-1] - offsets[0] != span or targets[-1] - targets[0] != span:

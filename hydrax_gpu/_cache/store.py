@@ -7,6 +7,7 @@ go wrong.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu._cache import checksums, trust, values
+from hydrax_gpu._cache.bulk import bulk
 from hydrax_gpu._cache.compression import compressor
 from hydrax_gpu._cache.descriptor import Descriptor
 from hydrax_gpu._cache.directory import open_directory
@@ -27,6 +29,7 @@ from hydrax_gpu._cache.journal import EXTRA_SIZE, FLAG_EXTRA, FLAG_PICKLED, RowF
 from hydrax_gpu._cache.keys import Keys, pack
 from hydrax_gpu._cache.process import current
 from hydrax_gpu._cache.reading import Reader, as_bytes
+from hydrax_gpu._cache.sizes import ratio, stored_nbytes
 from hydrax_gpu._cache.system import System
 from hydrax_gpu._cache.table import Table
 from hydrax_gpu._cache.writer import Writer, new_name
@@ -49,11 +52,13 @@ class StoreSpec:
         location: directory of the cache.
         descriptor: what the cache must be of.
         readonly: whether nothing is ever written there.
+        kernels: the kernels' host library, with which many records are read and checked at once; None to do without.
     """
 
     location: str
     descriptor: Descriptor
     readonly: bool = False
+    kernels: str | None = None
 
 
 class ReadResult(NamedTuple):
@@ -116,9 +121,10 @@ class Store:
         self.disabled: str | None = None
         self._system = system or System()
         self._digest = checksums.digest()
+        self._bulk = bulk(spec.kernels)
         self._arrays = spec.descriptor.arrays
         self._compressors = [
-            compressor(array.compression) if array.compression and array.nbytes else None for array in self._arrays
+            compressor(array.packed) if array.packed and array.nbytes else None for array in self._arrays
         ]
         self._format = RowFormat(self._arrays)
         self._may_write = writer and not spec.readonly
@@ -178,6 +184,14 @@ class Store:
         with self._lock:
             return replace(self._stats, reasons=dict(self._stats.reasons))
 
+    def compression_ratio(self) -> float | None:
+        """Bytes of all entries' arrays, uncompressed, for each byte of theirs on disk; None where there are none."""
+        if any(array.packed for array in self._arrays):
+            with contextlib.suppress(OSError):  # what others have written counts too
+                self.refresh()
+        with self._lock:
+            return ratio(self._arrays, stored_nbytes(self._arrays, self._format, self._table), len(self._table))
+
     def contains(self, keys: Keys) -> _Bools:
         """Which of the keys have an entry, as far as is known since the last `refresh`: bool, shape `(n,)`."""
         packed = self._pack(keys)
@@ -207,7 +221,7 @@ class Store:
             places = self._table.find(packed)
             found = np.flatnonzero(places != ABSENT)
             rows = self._table.rows(places[found])
-        reader = Reader(self._files, self._system, self._digest)
+        reader = Reader(self._files, self._system, self._digest, self._bulk)
         bad: dict[int, str] = {int(offset): "it is missing" for offset in np.flatnonzero(places == ABSENT)}
         additional: list[dict[str, Any] | None] = [None] * len(packed)
         for number, mine in _by_writer(rows):

@@ -69,6 +69,10 @@ class Table:
         """Rows at places: a copy."""
         return self._rows[places]
 
+    def sum(self, word: int) -> int:
+        """Sum of a word of all entries' rows."""
+        return int(self._rows[self._index.items()[1], word].sum())
+
     def items(self) -> tuple[_Int64s, _Int64s]:
         """All keys, sorted, and the places of their rows."""
         return self._index.items()

@@ -45,6 +45,14 @@ def add_parser(commands: Any) -> None:
     for parser in (info, verify, repair, copy):
         parser.add_argument("location", metavar="LOCATION", help="the cache's directory")
     copy.add_argument("target", metavar="TARGET", help="a directory that is empty or not there")
+    copy.add_argument(
+        "--compression",
+        metavar="[ARRAY=]FORM",
+        action="append",
+        default=[],
+        help="keep arrays, or the one of that name, as none, zstd, lz4 or int8 (which rounds); may be given several "
+        "times. By default all stay as they are",
+    )
     for parser in (verify, repair, copy):
         parser.add_argument("--all", action="store_true", help=f"list all that is damaged, not {_SHOWN}")
         parser.add_argument("--quiet", action="store_true", help="no progress")
@@ -68,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
             elif options.action == "repair":
                 outcome = cache.repair(progress)
             else:
-                outcome = cache.copy(options.target, progress)
+                outcome = cache.copy(options.target, progress, _forms(options.compression))
     except CacheError as error:
         return _fail(str(error))
     except OSError as error:
@@ -83,7 +91,8 @@ def run(options: argparse.Namespace) -> int:
 def _info(cache: Cache, as_json: bool) -> int:
     descriptor, files = cache.descriptor, cache.files()
     running = cache.running
-    per_entry = sum(array.nbytes for array in descriptor.arrays)
+    per_entry = sum(array.value_nbytes for array in descriptor.arrays)
+    stored, ratio = cache.stored_nbytes, cache.compression_ratio
     data: dict[str, Any] = {
         "location": cache.location,
         "entries": len(cache),
@@ -91,6 +100,8 @@ def _info(cache: Cache, as_json: bool) -> int:
         "files": len(files),
         "size_bytes": sum(files.values()),
         "entry_bytes": per_entry,
+        "stored_bytes": {array.name: nbytes for array, nbytes in zip(descriptor.arrays, stored, strict=True)},
+        "compression_ratio": ratio,
         "writers": len(cache.writers),
         "running": running,
         "descriptor": asdict(descriptor),
@@ -106,9 +117,10 @@ def _info(cache: Cache, as_json: bool) -> int:
         + (f"; {cache.replaced:,} entries are replaced by others" if cache.replaced else ""),
         *(
             f"  {array.name}: {list(array.item_shape)} {array.dtype}"
-            + (f", {array.compression}" if array.compression else "")
-            for array in descriptor.arrays
+            + (f", {array.compression}: {nbytes:,} bytes on disk" if array.compression else "")
+            for array, nbytes in zip(descriptor.arrays, stored, strict=True)
         ),
+        *([f"compressed to 1/{ratio:.2f}"] if ratio and any(a.compression for a in descriptor.arrays) else []),
         f"seed {descriptor.seed}, shuffle_first {descriptor.shuffle_first}, shuffle_later {descriptor.shuffle_later}, "
         f"one entry an item{' and pass' if descriptor.seeded == 'pass' else ''}",
         f"data {descriptor.fingerprint}, cache_version {descriptor.cache_version!r}",
@@ -116,6 +128,15 @@ def _info(cache: Cache, as_json: bool) -> int:
     ]
     _write("\n".join(lines))
     return 0
+
+
+def _forms(given: list[str]) -> dict[str, str | None]:
+    """What `--compression` says, by names of arrays; "" for all."""
+    forms: dict[str, str | None] = {}
+    for each in given:
+        name, _, form = each.rpartition("=")
+        forms[name] = None if form == "none" else form
+    return forms
 
 
 def _show(outcome: Outcome, everything: bool) -> None:

@@ -58,6 +58,7 @@ class GroupCache:
         dropped: batches that were left out.
         troubles: why something is not read or written.
         pending: keys of what waits to be written.
+        kernels: file of the kernels' host library, or None for NumPy to do their work.
         refused: whether what is in it must not be read.
         flush: waits until all that was handed over by now is written.
         found_damaged: keys of entries that were found damaged, for other processes to know of.
@@ -76,21 +77,24 @@ class GroupCache:
     dropped: int = 0
     troubles: list[str] = field(default_factory=list[str])
     pending: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    kernels: str | None = None
     refused: bool = False
     flush: Callable[[], None] = lambda: None
     found_damaged: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
-    def open(name: str, kind: str, spec: StoreSpec, layout: int, arrays: Layout, only: bool) -> GroupCache:
+    def open(
+        name: str, kind: str, spec: StoreSpec, layout: int, arrays: Layout, only: bool, kernels: str | None = None
+    ) -> GroupCache:
         """Opens the store.
 
         Raises:
             CacheMismatch: it is of something else.
             CacheError: it cannot be opened.
         """
-        rows = RowStore(spec, layout, Store.open(spec))
-        cache = GroupCache(name, kind, spec, layout, arrays, only, rows, CacheCounts(layout))
+        rows = RowStore(spec, layout, Store.open(spec), kernels)
+        cache = GroupCache(name, kind, spec, layout, arrays, only, rows, CacheCounts(layout), kernels=kernels)
         if (counts := rows.take_counts()) is not None:
             cache.add(counts)
         return cache
@@ -98,7 +102,7 @@ class GroupCache:
     @property
     def worker_spec(self) -> RowCacheSpec:
         """How workers get at it."""
-        return RowCacheSpec(self.spec, loads=self.kind == "direct")
+        return RowCacheSpec(self.spec, loads=self.kind == "direct", kernels=self.kernels)
 
     def add(self, counts: CacheCounts) -> None:
         """Something was done."""
@@ -116,7 +120,7 @@ class GroupCache:
         """
         assert self.rows.store is not None
         try:
-            bad = self.rows.store.read(keys, _scratch(self.arrays, len(keys.items))).bad
+            bad = self.rows.store.read(keys, _scratch(self.spec, len(keys.items))).bad
         except (CacheError, OSError, MemoryError):  # which the worker has told of
             self.refused = True
             return
@@ -455,9 +459,9 @@ class Caches:
                 cache.rows.close()
 
 
-def _scratch(layout: Layout, rows: int) -> dict[str, npt.NDArray[Any]]:
-    """Memory for rows of a layout that are of no interest."""
-    return {a.name: np.empty((rows, *a.item_shape), a.numpy_dtype) for a in layout.wire}
+def _scratch(spec: StoreSpec, rows: int) -> dict[str, npt.NDArray[Any]]:
+    """Memory for entries, as they are stored, that are of no interest."""
+    return {array.name: np.empty((rows, array.nbytes), np.uint8) for array in spec.descriptor.arrays}
 
 
 def open_all(specs: Sequence[Callable[[], GroupCache] | None]) -> list[GroupCache | None]:

@@ -22,13 +22,13 @@ from typing import Any
 
 from hydrax_gpu._engine.cached import UNREAD, Form
 from hydrax_gpu._engine.config import CoreConfig
+from hydrax_gpu._engine.crew import Crew
 from hydrax_gpu._engine.cutting import Cutter
 from hydrax_gpu._engine.faults import FaultBook
 from hydrax_gpu._engine.messages import (
     Copied,
     Decode,
     Decoded,
-    Dispatch,
     Drop,
     Effect,
     Fail,
@@ -49,11 +49,9 @@ from hydrax_gpu._engine.messages import (
     Unread,
     Unsent,
 )
-from hydrax_gpu._engine.work import Chunk, Worker
 from hydrax_gpu._exec.protocol import Failure, Result, Unreadable, WorkerLost, WorkerReady
 from hydrax_gpu._exec.rows import runs
 from hydrax_gpu._mem.slots import SlotState, SlotTable
-from hydrax_gpu._plan import BatchPlan
 
 __all__ = ["Core", "CoreConfig"]
 
@@ -65,13 +63,11 @@ class Core:
         self._config = config
         self._faults = FaultBook(config.faults)
         self.slots = SlotTable(config.depth)
-        self._workers = [Worker() for _ in range(config.workers)]
+        self.crew = Crew(config.workers, together=config.together)
         self._next = config.begin
-        self._queue: deque[Chunk] = deque()
         self._loads: dict[int, Load] = {}  # slot → the load that owns it, until it is released
         self._order: deque[Load] = deque()  # planned and not placed, in the plan's order
         self._unsettled: list[Load] = []  # of which some item is being written to their cache
-        self._chunk_count = 0
         self._cutter = Cutter(
             config.workers, config.depth, whole_batches=config.whole_batches, together=config.together
         )
@@ -105,26 +101,6 @@ class Core:
         """Whether there is a batch to be loaded, and no slot for it before a copy is done."""
         return self.running and self.copying > 0 and not self.slots.free_count and not self._exhausted()
 
-    def given_to(self, number: int) -> list[int] | None:
-        """The indices of the items that a worker was given and has not finished; None while it is not ready."""
-        worker = self._workers[number]
-        return worker.items if worker.ready else None
-
-    def in_work(self, number: int, begun: int) -> tuple[BatchPlan, list[int], int, int] | None:
-        """What a worker is at that has begun `begun` items in its life.
-
-        Returns:
-            The batch, the items (one, or all that are loaded together), and which item the first of them is (from 1)
-            of how many that the worker was given with it; None when the worker has nothing to do.
-        """
-        worker = self._workers[number]
-        found = worker.rows_at(begun, together=self._config.together)
-        if found is None:
-            return None
-        chunk, rows = found
-        plan = chunk.load.plan
-        return plan, [plan.indices[row] for row in rows], rows[0] - chunk.begin + 1, chunk.end - chunk.begin
-
     # The one entry.
 
     def step(self, message: Message) -> list[Effect]:
@@ -142,8 +118,7 @@ class Core:
             case Copied(slot, generation):
                 self._on_copied(slot, generation)
             case WorkerReady(worker=number):
-                worker = self._workers[number]
-                worker.ready = worker.began = True
+                self.crew.ready(number)
             case WorkerLost():
                 self._on_lost(message, effects)
             case Unsent():
@@ -167,19 +142,17 @@ class Core:
             if not self._plan():
                 break
         if self.running:
-            self._dispatch(effects)
+            effects += self.crew.dispatch(self._cutter.capacity)
         return effects
 
     def _on_result(self, result: Result, effects: list[Effect]) -> None:
-        worker = self._workers[result.worker]
-        chunk = worker.chunks.pop(result.chunk, None)
+        chunk = self.crew.done(result.worker, result.chunk)
         if chunk is None:
             return  # of a worker that was given up
-        load, rows = chunk.load, chunk.end - chunk.begin
+        load = chunk.load
         load.pending -= 1
-        worker.rows_done += rows
         if result.busy_ns >= 0 and not load.cached:
-            self._cutter.learn(rows, result.busy_ns)
+            self._cutter.learn(chunk.rows, result.busy_ns)
         if result.additional is not None:
             rows_before: list[dict[str, Any] | None] = load.additional or [None] * load.plan.valid
             rows_before[chunk.begin : chunk.end] = result.additional
@@ -210,7 +183,7 @@ class Core:
             load.unread = load.cached = False
             load.additional = None
             if self._config.caching.loads(load.plan):
-                self._requeue(load, self._cutter.pieces(load.plan.valid))
+                self.crew.add_first(load, self._cutter.pieces(load.plan.valid))
                 return
             load.dropped = load.uncached = True
         # Also of a batch that others of its items doom: what is bad is to be known, whoever reads it.
@@ -246,9 +219,7 @@ class Core:
         failed = {failure.row for failure in load.failures} if not self._faults.replaces(known=False) else set[int]()
         refused = decoded.refused.keys() - failed
         load.decoded = not refused
-        for row in sorted(refused, reverse=True):
-            load.pending += 1
-            self._queue.appendleft(Chunk(load, row, row + 1, refused=True))
+        self.crew.add_first(load, [(row, row + 1) for row in sorted(refused)], refused=True)
         self._chunk_done(load)
 
     def _on_placed(self, placed: Placed) -> None:
@@ -291,78 +262,64 @@ class Core:
             load.hopeless = True
             return
         load.plan = load.plan.with_substitute(row, *substitute)
-        load.pending += 1
-        self._queue.appendleft(Chunk(load, row, row + 1))
+        self.crew.add_first(load, [(row, row + 1)])
 
     def _on_lost(self, lost: WorkerLost, effects: list[Effect]) -> None:
-        worker = self._workers[lost.worker]
-        items = worker.items
-        at = worker.rows_at(lost.begun, together=self._config.together)
-        chunks = list(worker.chunks.values())
-        self._workers[lost.worker] = Worker(began=worker.began)
+        left = self.crew.lost(lost.worker, lost.begun)
         if self.finished:
             return
         suspects: list[int] = []
-        for chunk in reversed(chunks):
-            if at is None or chunk is not at[0]:
-                self._queue.appendleft(chunk)
+        for chunk in reversed(left.chunks):
+            if left.at is None or chunk is not left.at[0]:
+                self.crew.give_back(chunk)
                 continue
-            load, rows = chunk.load, at[1]
+            load, rows = chunk.load, left.at[1]
             suspects = [load.plan.indices[row] for row in rows]
             load.pending -= 1
-            self._requeue(load, [(rows[-1] + 1, chunk.end)])
+            self.crew.add_first(load, [(rows[-1] + 1, chunk.end)])
             failure: Failure | None = None
             if len(rows) == 1:
                 failure = self._faults.strike(load.plan, suspects[0], lost)
             else:
                 self._faults.suspect(load.plan, suspects)
             if failure is None:
-                self._requeue(load, [(row, row + 1) for row in rows], suspect=True)
+                self.crew.add_first(load, [(row, row + 1) for row in rows], suspect=True)
             else:
                 self._row_failed(load, rows[0], failure, lethal=True)
-            self._requeue(load, [(chunk.begin, rows[0])])
+            self.crew.add_first(load, [(chunk.begin, rows[0])])
             self._chunk_done(load)
-        error = self._faults.lost(lost, items, suspect=at is not None, began=worker.began)
+        error = self._faults.lost(lost, left.items, suspect=left.at is not None, began=left.began)
         if error is not None:
             self._fail(error, effects)
         else:
-            effects.append(Respawn(lost, items, suspects))
+            effects.append(Respawn(lost, left.items, suspects))
 
     def _on_unsent(self, unsent: Unsent) -> None:
-        chunk = self._workers[unsent.worker].chunks.pop(unsent.chunk, None)
+        chunk = self.crew.unsent(unsent.worker, unsent.chunk)
         if chunk is None:
             return
         load = chunk.load
         load.pending -= 1
         bad = {failure.offset: failure for failure in unsent.failures}
         rows = [row for row in range(chunk.begin, chunk.end) if row - chunk.begin not in bad]
-        self._requeue(load, list(runs(rows)))
+        self.crew.add_first(load, list(runs(rows)))
         for offset, failure in bad.items():
             self._row_failed(load, chunk.begin + offset, failure)
         self._chunk_done(load)
 
     def _on_unreadable(self, unreadable: Unreadable, effects: list[Effect]) -> None:
-        worker = self._workers[unreadable.worker]
-        chunk = worker.chunks.pop(unreadable.chunk, None)
+        chunk = self.crew.done(unreadable.worker, unreadable.chunk)
         if chunk is None:
             return
-        load, rows = chunk.load, chunk.end - chunk.begin
-        worker.rows_done += rows
+        load = chunk.load
         load.pending -= 1
         if load.cached:
             self._cannot_read(load, range(chunk.begin, chunk.end), effects)
-        elif rows == 1:
+        elif chunk.rows == 1:
             self._row_failed(load, chunk.begin, unreadable.failure)
         else:  # once more, one by one
-            self._requeue(load, [(row, row + 1) for row in range(chunk.begin, chunk.end)])
+            self.crew.add_first(load, [(row, row + 1) for row in range(chunk.begin, chunk.end)])
         self._chunk_done(load)
-
-    def _requeue(self, load: Load, pieces: list[tuple[int, int]], *, suspect: bool = False) -> None:
-        """To be done again, and before anything else: they are the oldest."""
-        for begin, end in reversed(pieces):
-            if begin < end:
-                load.pending += 1
-                self._queue.appendleft(Chunk(load, begin, end, suspect))
 
     def _fail(self, error: Exception, effects: list[Effect]) -> None:
         if not self.finished:
@@ -445,8 +402,7 @@ class Core:
         load.cached = form is Form.READ
         # What is read is one chunk: to tell a worker of it costs more than to cut it would gain.
         pieces = [(0, load.plan.valid)] if load.cached else self._cutter.pieces(load.plan.valid)
-        self._queue.extend(Chunk(load, begin, end) for begin, end in pieces)
-        load.pending += len(pieces)
+        self.crew.add(load, pieces)
         return True
 
     def _handle_known(self, load: Load, rows: list[int]) -> bool:
@@ -461,20 +417,3 @@ class Core:
                 return False
             load.plan = load.plan.with_substitute(row, *substitute)
         return True
-
-    # Dispatching.
-
-    def _dispatch(self, effects: list[Effect]) -> None:
-        while self._queue and (number := self._least_busy()) is not None:
-            chunk = self._queue.popleft()
-            self._chunk_count += 1
-            self._workers[number].chunks[self._chunk_count] = chunk
-            effects.append(Dispatch(number, self._chunk_count, chunk.load, chunk.begin, chunk.end, chunk.refused))
-
-    def _least_busy(self) -> int | None:
-        best: int | None = None
-        least = self._cutter.capacity
-        for number, worker in enumerate(self._workers):
-            if worker.ready and len(worker.chunks) < least:
-                best, least = number, len(worker.chunks)
-        return best

@@ -12,7 +12,6 @@ import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -43,7 +42,7 @@ from hydrax_gpu._engine.messages import (
     Unsent,
     name_items,
 )
-from hydrax_gpu._engine.stages import LOAD, StageClock
+from hydrax_gpu._engine.stages import StageClock
 from hydrax_gpu._engine.unsendable import unsendable
 from hydrax_gpu._exec.chunk import describe
 from hydrax_gpu._exec.protocol import Executor, Result, Task, Unreadable, WorkerReady
@@ -121,15 +120,6 @@ class Placer(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class Counters:
-    """What the runner counts for the report; read by other threads, each number by itself."""
-
-    chunks: int = 0
-    busy_ns: int = 0
-    fallbacks: dict[str, int] = field(default_factory=dict[str, int])
-
-
 class Runner:
     """Drives a core.
 
@@ -164,8 +154,8 @@ class Runner:
         self.inbox = inbox
         self.outbox: queue.SimpleQueue[Entry] = queue.SimpleQueue()
         self.lock = threading.Lock()
-        self.counters = Counters()
         self.stages = stages if stages is not None else StageClock(executor.count)
+        self.counters = self.stages.counters
         self.workers: dict[int, WorkerReady] = {}  # by number; who took another's place has its number
         self.deaths: list[WorkerDeath] = []
         self.taken = 0  # batches the consumer took out; written by the consumer alone
@@ -178,7 +168,7 @@ class Runner:
         self._placer = placer
         self._data = data
         self._plain = [isinstance(each, range) and each == range(len(each)) for each in data]
-        self._worker_decodes: list[bool | None] = [None] * len(data)
+        self._worker_decodes: dict[int, bool] = {}  # by layout
         self._training_groups = training_groups
         self._make_batch = make_batch
         self.caches = caches
@@ -303,14 +293,12 @@ class Runner:
         self.inbox.close()
 
     def _count(self, result: Result) -> None:
-        self.counters.chunks += 1
-        self.counters.busy_ns += max(0, result.busy_ns)
-        stages, busy = self.stages, result.busy_ns
-        if stages.chunks or stages.cached or result.decode_ns or busy < 0:
-            stages.result(result.worker, result.chunk, busy, result.decode_ns, result.end_ns)
-        else:
-            stages.totals.ns[LOAD] += busy
-            stages.totals.counts[LOAD] += 1
+        busy = result.busy_ns
+        if busy >= 0:  # otherwise it comes again
+            self.counters.chunks += 1
+            self.counters.busy_ns += busy
+        if result.decode_ns or self.stages.chunks:
+            self.stages.result(result.worker, result.chunk, busy, result.decode_ns, result.end_ns)
         if result.caches is not None and self.caches is not None:
             self.caches.count(result.caches)
         if result.counts:
@@ -355,32 +343,39 @@ class Runner:
 
     def _dispatch(self, effect: Dispatch) -> None:
         load, begin, end = effect.load, effect.begin, effect.end
-        plan, start = load.plan, self.stages.clock()
-        group = self._group(plan)
+        plan, group = load.plan, self._group(load.plan)
+        stages = self.stages
+        start = stages.clock() if stages.ways or stages.full else 0
         data = self._data[group]
         seeds = None if plan.seeds is None else plan.seeds[begin:end]
         indices = plan.indices[begin:end]
         cache = None if self.caches is None else self.caches.groups[group]
         if cache is not None and load.cached:
-            task = Task(effect.chunk, load.slot, cache.layout, begin, indices, None, False, (indices, plan.group_pass))
+            decode = self._decodes(cache.layout)
+            task = Task(effect.chunk, load.slot, cache.layout, begin, indices, None, decode, (indices, plan.group_pass))
             self.executor.submit(effect.worker, task)
-            self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start, cached=True)
+            stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start, cached=True)
             return
         keys = (indices, plan.group_pass) if cache is not None and cache.kind == "direct" else None
-        decode = self._worker_decodes[group]
-        if decode is None:
-            decode = self._worker_decodes[group] = not self._placer.decodes(group)
+        decode = self._decodes(group)
         encode = not effect.refused and self._placer.takes_files(group)
         try:
             # Of a plain range, which stands for "no descriptors, just numbers", the item is the index.
             items = indices if self._plain[group] else list(map(data.__getitem__, indices))
             task = Task(effect.chunk, load.slot, group, begin, items, seeds, decode, keys, encode)
             self.executor.submit(effect.worker, task)
-            if self.stages.ways or self.stages.full:
-                self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start)
+            if start:
+                stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start)
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
             self._messages.append(Unsent(effect.worker, effect.chunk, unsendable(data, indices, error)))
+
+    def _decodes(self, layout: int) -> bool:
+        """Whether workers decode the arrays of a layout."""
+        decode = self._worker_decodes.get(layout)
+        if decode is None:
+            decode = self._worker_decodes[layout] = not self._placer.decodes(layout)
+        return decode
 
     def _respawn(self, effect: Respawn) -> None:
         lost, items, suspects = effect
@@ -416,7 +411,8 @@ class Runner:
 
     def _place(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation
-        begin = self.stages.clock()
+        stages = self.stages
+        begin = stages.clock() if stages.ways or stages.full else 0
         try:
             placement = self._placer.place(
                 slot,
@@ -442,7 +438,7 @@ class Runner:
         if shared is not None:
             lent = Lent(slot, weakref.ref(batch), {name: weakref.ref(arrays[name]) for name in shared})
         bad = load.bad_items() if load.failures else ()
-        if self.stages.ways or self.stages.full:
-            self.stages.placed(plan, slot, begin, copying=copying)
+        if begin:
+            stages.placed(plan, slot, begin, copying=copying)
         self.outbox.put(Delivery(plan.position, batch, bad, lent, plan.valid))
         self._messages.append(Placed(slot, generation, lent is not None, copying))

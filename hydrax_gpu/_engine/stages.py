@@ -9,6 +9,8 @@ stage that is slow, but hidden behind another, is not blamed.
 
 Of quick batches, one in so many is measured in full, and counts that many times (`_engine.sampling`). Of all of them
 there are the numbers of batches and items, waits and steps, loading and decoding, and fences, with how long they took.
+Of a batch that is passed over nothing is called here: whoever drives the runner, and the consumer, add to a few numbers
+that are there, and what follows from these is worked out when it is asked for (`StageClock.settle`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
 
@@ -26,7 +29,7 @@ from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._stages import Cause, Kind, Part, Stages, Totals
 
-__all__ = ["LOAD", "StageClock"]
+__all__ = ["Counters", "StageClock"]
 
 _LOOK_NS = 1_000_000
 """The slots are counted at most this often; what they were in between is what they are then."""
@@ -44,12 +47,21 @@ _SLOW_NS = 100_000_000
 """At that time a batch nobody need ask what that costs."""
 
 # Plain integers and names of this module: an enumeration's members cost a call each time that they are looked up.
-_PLAN, _QUEUE, _READ, LOAD, _DECODE, _PLACEMENT, _COPY, _FENCE, _WAIT, _STEP = map(int, Kind)
+_PLAN, _QUEUE, _READ, _LOAD, _DECODE, _PLACEMENT, _COPY, _FENCE, _WAIT, _STEP = map(int, Kind)
 _STATES = tuple(SlotState[name] for name in ("FREE", "FILLING", "FULL", "LENT", "COPYING", "RETIRED"))
 _PARTS = tuple(part.name.lower() for part in Part)
 
 _HANDOVER = int(Cause.HANDOVER)
 _ENGINE = (_PLAN, _PLACEMENT, _FENCE)
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the runner counts of all chunks; read by other threads, each number by itself."""
+
+    chunks: int = 0
+    busy_ns: int = 0
+    fallbacks: dict[str, int] = field(default_factory=dict[str, int])
 
 
 class Lent(Protocol):
@@ -98,45 +110,59 @@ class StageClock:
 
     Args:
         workers: number of workers.
+        ordered: whether batches are handed out in the order of their positions.
         clock: nanoseconds, of which zero does not matter.
         cost_ns: what measuring one batch in full costs; found out when it is first needed, if it is None.
 
     `enter`, `wait` and `leave` are called by the consumer, the others by whoever drives the runner, with its lock.
 
     Between two quick batches a call takes many times what it takes in a row, so what need not be called is not: `enter`
-    without a trace, `wait` for what is not `awaited`, `dispatched` and `placed` while there are neither `ways` nor a
-    `full` wait, `result` of what was loaded without `decode`, `cached` or `chunks`, `sent` without `unsent`, and `look`
-    before `look_at`.
+    without a trace, `wait` and `leave` for what is before `due`, `dispatched` and `placed` (and the clock before them)
+    while there are neither `ways` nor a `full` wait, `result` of what was loaded without `decode` or `chunks`, `sent`
+    without `unsent`, and `look` before `look_at`.
     """
 
     def __init__(
-        self, workers: int, *, clock: Callable[[], int] = time.perf_counter_ns, cost_ns: float | None = None
+        self,
+        workers: int,
+        *,
+        ordered: bool = True,
+        clock: Callable[[], int] = time.perf_counter_ns,
+        cost_ns: float | None = None,
     ) -> None:
         self.clock = clock
         self.totals = Totals()
+        self.counters = Counters()
         self.lent: Mapping[int, Lent] = {}  # the batches that were handed out, by the slots that they share
         self._workers = workers
+        self._ordered = ordered
         self.trace: TraceSink | None = None  # where single events go as well
         self._cost_ns = cost_ns
         self._every = 1
         self.full = False  # whether the consumer waits for a batch that is measured in full
-        self._next = 0  # the position that comes next, as long as they come in order
-        self._in_order = True
         self.ways: dict[int, _Way] = {}  # by position
         self.unsent: list[_Way] = []
-        self.chunks: dict[int, tuple[int, int, int, int]] = {}  # → worker, position, items, when it was dispatched
-        self.cached: set[int] = set()  # chunks that are read from a cache
+        # → worker, position, items, when it was dispatched; the latter three are of those that are measured in full,
+        # and the position is -1 for others that are read from a cache
+        self.chunks: dict[int, tuple[int, int, int, int]] = {}
+        self._cached: set[int] = set()  # those of them that are read from a cache
         self._copies: dict[int, tuple[int, str, int]] = {}  # by slot
         self._pids: dict[int, int] = {}
         self._looked = 0
         self.look_at = 0  # when the slots are to be counted next
-        self._left = 0
-        self._left_with: tuple[str, int] = "", 0
-        self._held = 0
-        self.awaited = True  # whether a wait for the next batch is measured in full
-        self.waits = 0  # since the last batch; these two are written by `next()` itself
+        # These six are written by `next()` itself.
+        self.next = 0  # the position after the last batch
+        self.batches = 0
+        self.items = 0
+        self.waits = 0
         self.waited_ns = 0
-        self._first_wait = 0  # when the first of those since the last batch did
+        self.left = 0  # when it came back with the last batch
+        self.due = 0  # the next position that it is to tell us of
+        self._step_since = 0
+        self._step_of: tuple[str, int] = "", 0
+        self._held = 0
+        self._first_wait = 0  # when the first wait since the last batch began
+        self._waited_before = 0
         self._starved = [0] * len(Cause)  # in these waits
         self._engine = [0] * len(Kind)  # what the engine has done itself, as far as it was measured, by `Kind`
         self._engine_before = [0] * len(_ENGINE)  # when these waits began
@@ -175,13 +201,15 @@ class StageClock:
     ) -> None:
         """A chunk was given to a worker; looking up its descriptors, and the like, has taken since `begin`.
 
-        `cached` tells whether the worker is to read it from a cache.
+        `begin` is 0 while there are neither `ways` nor a `full` wait. `cached` tells whether the worker is to read it
+        from a cache.
         """
         if cached:
-            self.cached.add(chunk)
+            self._cached.add(chunk)
+            self.chunks[chunk] = worker, -1, 0, 0
         way = self.ways.get(plan.position)
         if way is None:
-            if self.full:
+            if begin and self.full:
                 self._engine[_PLAN] += self.clock() - begin
             return
         now = self.clock()
@@ -213,18 +241,19 @@ class StageClock:
                 way.end = max(way.end, self.clock())
             return
         totals = self.totals
-        kind = LOAD
-        if self.cached and chunk in self.cached:
-            self.cached.remove(chunk)
-            kind = _READ
-        totals.ns[kind] += busy - decode
-        totals.counts[kind] += 1
+        cached = chunk in self._cached
+        if cached:
+            self._cached.remove(chunk)
+            totals.ns[_READ] += busy - decode
+            totals.counts[_READ] += 1
         if decode:
             totals.ns[_DECODE] += decode
             totals.counts[_DECODE] += 1
         if chunk not in self.chunks:
             return
         known = self.chunks.pop(chunk)
+        if known[1] < 0:
+            return
         begin = end - busy
         way = self.ways.get(known[1])
         number = "" if way is None else way.number
@@ -232,7 +261,7 @@ class StageClock:
             queued = 0 if way is None else max(0, begin - way.planned - known[3])
             args = {"batch": number, "items": known[2], "decode_us": decode / 1000, "queued_us": queued / 1000}
             self.trace.chunk(
-                self._pids.get(worker, os.getpid()), worker, "read" if kind == _READ else "load", begin, end, args
+                self._pids.get(worker, os.getpid()), worker, "read" if cached else "load", begin, end, args
             )
         if way is None:
             return
@@ -242,17 +271,17 @@ class StageClock:
         way.end = max(way.end, end)
         way.busy += busy
         way.decode += decode
-        way.cached = kind == _READ
+        way.cached = cached
 
     def gone(self, chunk: int) -> None:
         """Nothing will come of a chunk any more."""
         self.chunks.pop(chunk, None)
-        self.cached.discard(chunk)
+        self._cached.discard(chunk)
 
     def lost(self, worker: int) -> None:
         """A worker is lost with all that it was given."""
         for chunk in [chunk for chunk, known in self.chunks.items() if known[0] == worker]:
-            del self.chunks[chunk]
+            self.gone(chunk)
 
     def placed(self, plan: BatchPlan, slot: int, begin: int, *, copying: bool) -> None:
         """Placing a batch has taken since `begin`, and it is in the outbox in a moment."""
@@ -316,6 +345,8 @@ class StageClock:
                 self._starving(min(since, now - self._first_wait), lent, copying)
         self._looked = now
         self.look_at = now + (_LOOK_NS if self._every == 1 else _LOOK_QUICK_NS)
+        if self._recent and now - self._recent[-1].at > _SNAPSHOT_NS:
+            self.due = 0  # whichever batch is the next one
 
     def _starving(self, ns: int, lent: int, copying: int) -> None:
         """The consumer has waited for a slot."""
@@ -334,60 +365,46 @@ class StageClock:
     # The consumer's side.
 
     def enter(self) -> None:
-        """`next()` begins. If that is not told, a step ends where the next batch is returned, less the waits for it."""
-        if self._left:
-            now = self.clock()
-            self.totals.ns[_STEP] += now - self._left
-            self.totals.counts[_STEP] += 1
-            if self.trace is not None:
-                number, items = self._left_with
-                self.trace.span("consumer", "step", self._left, now, {"batch": number, "items": items})
-            self._left = 0
+        """`next()` begins."""
+        if self._step_since and self.trace is not None:
+            number, items = self._step_of
+            self.trace.span("consumer", "step", self._step_since, self.clock(), {"batch": number, "items": items})
+        self._step_since = 0
 
     def wait(self, now: int) -> None:
-        """The consumer begins to wait."""
+        """The consumer begins to wait for a batch that is `due`."""
         if self._first_wait:
             return
-        self._first_wait = now
-        chosen = not self._next % self._every
+        self._first_wait, self._waited_before = now, self.waited_ns
+        chosen = not self.next % self._every
         if chosen:
             self._held = self._count_held()
             self.totals.held += self._held * self._every
-        if chosen or not self._in_order:  # then any of them can be the next, and one that is measured may be
+        if chosen or not self._ordered:  # then any of them can be the next, and one that is measured may be
             self._starved = [0] * len(Cause)
             self._engine_before = [self._engine[kind] for kind in _ENGINE]
             self.full = True
 
     def leave(self, position: int, items: int) -> None:
-        """`next()` returns a batch."""
-        totals, waited = self.totals, self.waited_ns
-        now = self.clock()
-        if self.waits:
-            totals.ns[_WAIT] += waited
-            totals.counts[_WAIT] += self.waits
-            self.waited_ns = self.waits = 0
-        if self._left:
-            totals.ns[_STEP] += now - self._left - waited
-            totals.counts[_STEP] += 1
-        self._left = now
-        totals.batches += 1
-        totals.items += items
-        if position != self._next:
-            # Batches that are left out have none of their own; else this happens where they come as they are done.
-            self._in_order = self._in_order and position > self._next
-        self._next = position + 1
-        self.awaited = not self._next % self._every or not self._in_order
+        """`next()` returns a batch that is `due`."""
+        now = self.left
+        if self._ordered:
+            for late in [late for late in self.ways if late < position]:
+                del self.ways[late]
+        self.next = position + 1
         begin, full = self._first_wait, self.full
         self._first_wait, self.full = 0, False
         if position in self.ways:
             way = self.ways.pop(position)
+            waited = self.waited_ns - self._waited_before
             causes: list[int] = []
             if begin and full and self._base is not None:
                 causes = self._blame(way, begin, waited)
+                totals = self.totals
                 for cause, ns in enumerate(causes):
                     totals.causes[cause] += ns * way.weight
             if self.trace is not None:
-                self._left_with = way.number, items
+                self._step_since, self._step_of = now, (way.number, items)
                 if begin:
                     args: dict[str, Any] = {"batch": way.number, "held": self._held}
                     args["for_us"] = {Cause(cause).name.lower(): ns / 1000 for cause, ns in enumerate(causes) if ns}
@@ -395,21 +412,36 @@ class StageClock:
         if self._base is None:
             self._looked = now
             self.look_at = now + _LOOK_NS
-            self._base = totals.snapshot(now)
+            self._base = self._snapshot(now)
             self._recent.append(self._base)
-        elif now - self._recent[-1].at > _SNAPSHOT_NS or totals.batches == _SOON:
+        elif now - self._recent[-1].at > _SNAPSHOT_NS or self.batches == _SOON:
             self._next_interval(now, self._recent[-1])
+        # Those that are on their way were chosen when others were.
+        self.due = min((position - position % self._every + self._every, *self.ways)) if self._ordered else 0
+
+    def settle(self) -> Totals:
+        """The sums, with those that follow from what is counted of every batch and chunk."""
+        totals = self.totals
+        totals.batches, totals.items = self.batches, self.items
+        totals.ns[_WAIT], totals.counts[_WAIT] = self.waited_ns, self.waits
+        # A step ends where the next batch is returned, less the waits for it.
+        totals.ns[_STEP], totals.counts[_STEP] = self.left - self.waited_ns, max(0, self.batches - 1)
+        totals.ns[_LOAD] = self.counters.busy_ns - totals.ns[_READ] - totals.ns[_DECODE]
+        totals.counts[_LOAD] = self.counters.chunks - totals.counts[_READ]
+        return totals
+
+    def _snapshot(self, at: int) -> Totals:
+        return self.settle().snapshot(at)
 
     def _next_interval(self, now: int, last: Totals) -> None:
+        period = (now - last.at) / max(1, self.batches - last.batches)
         if now - last.at > _SNAPSHOT_NS:
-            self._recent.append(self.totals.snapshot(now))
+            self._recent.append(self._snapshot(now))
         if self.trace is not None:
             return
-        period = (now - last.at) / max(1, self.totals.batches - last.batches)
         if self._cost_ns is None and period < _SLOW_NS:
             self._cost_ns = _cost()
         self._every = 1 if self._cost_ns is None else interval(period, self._cost_ns)
-        self.awaited = not self._next % self._every or not self._in_order
 
     def _blame(self, way: _Way, begin: int, waited: int) -> list[int]:
         """What a wait was for that began at `begin`, by `Cause`."""
@@ -428,7 +460,7 @@ class StageClock:
         causes[_QUEUE] = until(way.begin)
         loading = until(way.end)
         causes[_DECODE] = loading * way.decode // way.busy if way.busy else 0
-        causes[_READ if way.cached else LOAD] = loading - causes[_DECODE]
+        causes[_READ if way.cached else _LOAD] = loading - causes[_DECODE]
         idle += until(way.placing)
         causes[_PLACEMENT] = until(way.placed)
         idle += until(end)
@@ -458,7 +490,7 @@ class StageClock:
         if self._base is None:
             return Stages(workers=self._workers)
         now = self.clock() if at is None else at
-        whole = self.totals.since(self._base, now)
+        whole = self.settle().since(self._base, now)
         # the oldest snapshot is replaced at the next one, so this is of 9 to 10 seconds, once there are as many
         recent = None if len(self._recent) < 3 else Stages.of(self.totals.since(self._recent[0], now), self._workers)
         return Stages.of(whole, self._workers, recent)
@@ -478,7 +510,8 @@ def _cost() -> float:
         clock.sent()
         clock.result(0, position, 1, 0, clock.clock())
         clock.placed(found, 0, clock.clock(), copying=False)
-        clock.waited_ns, clock.waits = 1, 1
+        clock.waited_ns += 1
+        clock.left = clock.clock()
         clock.leave(position, 1)
         clock.look_at = 0
         clock.look(slots, 0)

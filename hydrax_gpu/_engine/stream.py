@@ -51,11 +51,19 @@ class Stream:
         self._ended: Failed | None = None
         self._closed = False
         self._forked = False
-        self.wait_ns = 0
-        self.waits = 0
         self.interrupted = False
         self.interrupt_raises = False
         self.terminated = False  # interrupted by SIGTERM
+
+    @property
+    def wait_ns(self) -> int:
+        """Nanoseconds that `next()` has waited, in all."""
+        return self._runner.stages.waited_ns
+
+    @property
+    def waits(self) -> int:
+        """How often it has."""
+        return self._runner.stages.waits
 
     @property
     def runner(self) -> Runner:
@@ -113,8 +121,9 @@ class Stream:
             LoaderError, TooManyBadItems, WorkerDied, WorkerStartError, PlacementError: the loader has failed; again at
                 every call.
         """
-        if self._runner.stages.trace is not None:
-            self._runner.stages.enter()
+        stages = self._runner.stages
+        if stages.trace is not None:
+            stages.enter()
         if self._recent is not None and len(self._recent) == self._recent.maxlen:
             self._check_kept(self._recent[0])
         if not self.interrupted and self._ended is None:
@@ -125,7 +134,12 @@ class Stream:
                         self._runner.lent[entry.lent.slot] = entry.lent
                         if self._recent is not None:
                             self._recent.append(entry.lent)
-                    self._runner.stages.leave(entry.position, entry.items)
+                    stages.batches += 1
+                    stages.items += entry.items
+                    if entry.position >= stages.due:
+                        stages.leave(entry.position, entry.items)
+                    else:
+                        stages.next = entry.position + 1
                     return entry
                 if type(entry) is Dropped:
                     return entry
@@ -167,6 +181,7 @@ class Stream:
         if type(entry) is Dropped:
             return entry  # it took no place in the outbox
         runner.taken += 1
+        runner.stages.left = time.perf_counter_ns()
         if runner.retires:
             runner.retire_now()
         if (runner.wants_taken or runner.inbox.pending) and self._engine is not None:
@@ -178,7 +193,7 @@ class Stream:
         runner, inbox = self._runner, self._runner.inbox
         begin = time.perf_counter_ns()
         stages = runner.stages
-        if stages.awaited:
+        if stages.next >= stages.due:
             stages.wait(begin)
         inbox.consumer = threading.get_ident()
         runner.consumer_drives = True
@@ -222,12 +237,10 @@ class Stream:
             self._ended = Failed(_broken(error))
             raise
         finally:
-            runner.consumer_left_ns = end = time.perf_counter_ns()
+            runner.consumer_left_ns = stages.left = end = time.perf_counter_ns()
             stages.waits += 1
             stages.waited_ns += end - begin
             runner.consumer_drives = False
-            self.wait_ns += end - begin
-            self.waits += 1
 
     def _let_the_engine_wake(self) -> None:
         # A worker is to be started, which only the engine's thread may do, and that may be asleep. It is told, but must

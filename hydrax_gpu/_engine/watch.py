@@ -42,10 +42,10 @@ def timed_out(runner: Runner, seconds: float) -> BatchTimeoutError:
     stacks: dict[int, str] = {}
     views = runner.executor.inspect()
     for view in views:
-        at = core.in_work(view.worker, view.begun)
+        at = core.crew.in_work(view.worker, view.begun)
         if at is not None:
             items += at[1]
-        given = core.given_to(view.worker)
+        given = core.crew.given_to(view.worker)
         if given != [] or view.state:
             lines.append(_describe_worker(view, at, given))
             stacks[view.worker] = view.stack

@@ -128,6 +128,10 @@ class ChunkRunner:
             additional, unread = cache.read(task)
             self._pass_over(len(task.items))
             failures = []
+            if task.layout in self._decoders:
+                missing = set(unread)
+                wrong = self._decode(task, [row for row in range(len(task.items)) if row not in missing])
+                unread = tuple(sorted(missing.union(wrong)))
         end = time.perf_counter_ns()
         counts = self._take_counts() if self._take_counts is not None else None
         caches = None if cache is None else cache.take_counts()

@@ -92,6 +92,7 @@ class CacheCounts(NamedTuple):
         bad: rows that were there, and whose records turned out to be damaged.
         written: rows written.
         present: rows that were not written, because another has.
+        refused: rows that were not written, because their values cannot be kept in the form that is wanted.
         bytes_read: from the files.
         bytes_written: of arrays.
         trouble: why nothing is read, or written, any more; "" while all is well.
@@ -106,6 +107,7 @@ class CacheCounts(NamedTuple):
     bytes_read: int = 0
     bytes_written: int = 0
     trouble: str = ""
+    refused: int = 0
 
     def plus(self, other: CacheCounts) -> CacheCounts:
         """The sum of both, which are of one layout."""
@@ -119,6 +121,7 @@ class CacheCounts(NamedTuple):
             self.bytes_read + other.bytes_read,
             self.bytes_written + other.bytes_written,
             self.trouble or other.trouble,
+            self.refused + other.refused,
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu._cache import Keys, Store, StoreSpec
+from hydrax_gpu._exec.int8rows import Int8Rows
 from hydrax_gpu._exec.protocol import CacheCounts
 from hydrax_gpu.errors import CacheError, UnsafeCache
 
@@ -28,10 +29,12 @@ class RowCacheSpec:
     Attributes:
         store: what to open.
         loads: whether what is not there is loaded by the worker, and added.
+        kernels: file of the kernels' host library, or None for NumPy to do their work.
     """
 
     store: StoreSpec
     loads: bool
+    kernels: str | None = None
 
 
 class RowStore:
@@ -43,13 +46,17 @@ class RowStore:
         spec: of the store.
         layout: index of the layout whose rows are read and written.
         store: the store, if it is open already.
+        kernels: as of `RowCacheSpec`.
     """
 
-    def __init__(self, spec: StoreSpec, layout: int, store: Store | None = None) -> None:
+    def __init__(
+        self, spec: StoreSpec, layout: int, store: Store | None = None, kernels: str | None = None
+    ) -> None:  # fmt: skip
         self.layout = layout
         self.store = store
         self.by_pass = spec.descriptor.seeded == "pass"
         self._readonly = spec.readonly
+        self._int8 = Int8Rows.of(spec.descriptor, kernels)
         self._refreshed = time.monotonic()
         self._lock = threading.Lock()  # of the counts
         self._counts = CacheCounts(layout)
@@ -109,6 +116,9 @@ class RowStore:
                 parts, unread = _runs(there), np.flatnonzero(~there).tolist()
         bad: list[int] = []
         hits = nbytes = 0
+        finish = None
+        if self._int8 is not None:
+            rows, finish = self._int8.to_read(rows)
         for begin, end in parts:
             part = Keys(keys.items[begin:end], keys.passes[begin:end])
             try:
@@ -122,6 +132,11 @@ class RowStore:
             hits += end - begin - len(result.bad)
             nbytes += result.nbytes
         self._count(hits=hits, misses=len(unread), bad=len(bad), bytes_read=nbytes)
+        if finish is not None:
+            good = np.ones(count, np.bool_)
+            good[[*unread, *bad]] = False
+            for begin, end in _runs(good):
+                finish(begin, end)
         return sorted([*unread, *bad]), additional
 
     def write(
@@ -135,6 +150,16 @@ class RowStore:
         store = self.store
         if store is None or self._readonly or store.disabled is not None:
             return
+        if self._int8 is not None:
+            rows, refused = self._int8.to_write(rows)
+            if refused:
+                self._count_refused(indices, refused)
+                good = np.ones(len(indices), np.bool_)
+                good[list(refused)] = False
+                for begin, end in _runs(good):
+                    some = {name: view[begin:end] for name, view in rows.items()}
+                    self.write(indices[begin:end], pass_, some, additional[begin:end])
+                return
         try:
             written = store.write(self.keys(indices, pass_), rows, additional)
         except (TypeError, UnsafeCache) as error:
@@ -176,6 +201,12 @@ class RowStore:
     def _tell_unreadable(self, store: Store) -> None:
         if unreadable := store.unreadable:
             self._count(trouble=f"entries of others count as missing, because files cannot be read: {unreadable}")
+
+    def _count_refused(self, indices: Sequence[int], refused: Mapping[int, str]) -> None:
+        row, reason = next(iter(refused.items()))
+        self._count(
+            refused=len(refused), trouble=f"some items cannot be cached, the first is item {indices[row]}: {reason}"
+        )
 
     def _count(self, **counts: Any) -> None:
         with self._lock:

@@ -18,10 +18,13 @@ def decodable(layout: Layout) -> bool:
     """
     if not layout.decodes:
         return False
+    from hydrax_gpu.decode.int8 import Int8Blocks
     from hydrax_gpu.decode.packed import Dequantize, UnpackBits
     from hydrax_gpu.decode.pictures import Normalize, Oklab
 
-    return all(isinstance(decode, Normalize | Oklab | UnpackBits | Dequantize) for _, decode in layout.decodes)
+    return all(
+        isinstance(decode, Normalize | Oklab | UnpackBits | Dequantize | Int8Blocks) for _, decode in layout.decodes
+    )
 
 
 def bind(layout: Layout, library: Any) -> Sequence[Callable[[Any, Any], Any]]:

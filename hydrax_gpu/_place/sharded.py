@@ -19,6 +19,7 @@ the same order as all their others, and this is a thread that follows no order o
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,6 +58,24 @@ _Views: TypeAlias = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
+class _Copies:
+    """Where the different pieces of an array are copied to: `(piece, shape, offset)`, and how large that memory is."""
+
+    places: tuple[tuple[Piece, tuple[int, ...], int], ...]
+    nbytes: int
+
+    @staticmethod
+    def of(shards: ArrayShards, held: np.dtype[Any]) -> _Copies:
+        places: list[tuple[Piece, tuple[int, ...], int]] = []
+        end = 0
+        for piece in {piece.index: piece for piece in shards.pieces}.values():
+            shape = tuple(stop - begin for begin, stop in piece.index)
+            places.append((piece, shape, end))
+            end += -(-math.prod(shape) * held.itemsize // _ALIGNMENT) * _ALIGNMENT
+        return _Copies(tuple(places), end)
+
+
+@dataclass(frozen=True, slots=True)
 class _Array:
     """How one array of a batch is handed over.
 
@@ -66,6 +85,8 @@ class _Array:
         held: dtype in which a device is given it.
         dtype: that it has in the batch.
         way: how its pieces get to the devices.
+        copies: where each different piece goes in one copy of them all.
+        known: what slices that JAX asks by mean, remembered: it asks by the same ones for every batch.
     """
 
     name: str
@@ -73,6 +94,8 @@ class _Array:
     held: np.dtype[Any]
     dtype: np.dtype[Any]
     way: _Way
+    copies: _Copies
+    known: dict[tuple[tuple[Any, Any], ...], Index] = field(default_factory=dict[Any, Index])
 
     @property
     def converted(self) -> bool:
@@ -287,7 +310,7 @@ class ShardedPlacer:
         if way != "copy" and (obstacle := _obstacle(array, held, shards.pieces, aligned=way == "alias")):
             way = "copy"
             self._note(f"array {array.name!r} is copied by the host and not shared with JAX: {obstacle}")
-        return _Array(array.name, shards, held, entry.dtypes[array.name], way)
+        return _Array(array.name, shards, held, entry.dtypes[array.name], way, _Copies.of(shards, held))
 
     def _pinned(self, array: _Array, view: npt.NDArray[Any]) -> dict[Any, Any]:
         """The pieces of an array, copied by XLA from where they are."""
@@ -380,23 +403,31 @@ def _export(piece: Piece, view: npt.NDArray[Any]) -> Any:
 
 def _own(part: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """A copy that begins where JAX need not copy once more. Nobody else writes it, so that JAX may keep it."""
-    nbytes = part.size * dtype.itemsize
-    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
-    begin = -memory.ctypes.data % _ALIGNMENT
-    own: npt.NDArray[Any] = memory[begin : begin + nbytes].view(dtype).reshape(part.shape)
-    np.copyto(own, part, casting="unsafe")  # unsafe is what makes 32 bits of 64
+    own: npt.NDArray[Any] = np.ndarray(part.shape, dtype, _aligned(part.size * dtype.itemsize))
+    np.copyto(own, part, casting="unsafe")
     return own
 
 
+def _aligned(nbytes: int) -> npt.NDArray[np.uint8]:
+    memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    return memory[begin : begin + nbytes]
+
+
 def _copied(array: _Array, view: npt.NDArray[Any]) -> Any:
-    shards = array.shards
+    shards, known = array.shards, array.known
+    memory = _aligned(array.copies.nbytes)  # of them all: JAX is done with them together
     copies: dict[Index, npt.NDArray[Any]] = {}
-    for piece in shards.pieces:
-        if piece.index not in copies:
-            copies[piece.index] = _own(_part(piece, view), array.held)
+    for piece, shape, offset in array.copies.places:
+        own = copies[piece.index] = np.ndarray(shape, array.held, memory, offset)
+        np.copyto(own, _part(piece, view), casting="unsafe")  # unsafe is what makes 32 bits of 64
 
     def copy_of(slices: tuple[slice, ...]) -> npt.NDArray[Any]:
-        return copies[index_of(slices, shards.shape)]
+        bounds = tuple([(part.start, part.stop) for part in slices])
+        index = known.get(bounds)
+        if index is None:
+            index = known[bounds] = index_of(slices, shards.shape)
+        return copies[index]
 
     return jaxio.jax().make_array_from_callback(shards.shape, shards.sharding, copy_of)
 

@@ -26,6 +26,8 @@ def split_name(name: str) -> tuple[str, str, str]:
     if name.startswith("pad_ragged_"):
         splits, values = name.split("_")[-2:]
         return "pad_ragged", splits, values
+    if name.startswith("quantize_"):  # which no device is asked for
+        return "quantize", "", ""
     return parts_of(name)
 
 

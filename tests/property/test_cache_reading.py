@@ -33,10 +33,10 @@ def test_records_are_read_and_checked(data: st.DataObject) -> None:
     start, base = data.draw(st.integers(0, 30), label="start"), data.draw(st.integers(0, 30), label="base")
     offsets, targets = start + _begins(sizes, in_file), base + _begins(sizes, in_memory)
     content = np.random.default_rng(7).integers(0, 256, start + int(sizes.sum()), np.uint8)
-    seeds = checksums.seeds(np.arange(count), 0).tolist()
+    seeds = checksums.seeds(np.arange(count), 0)
     digest = checksums.digest()
     records = [content[offset : offset + size].tobytes() for offset, size in zip(offsets, sizes, strict=True)]
-    sums = [digest(record, seed) for record, seed in zip(records, seeds, strict=True)]
+    sums = [digest(record, seed) for record, seed in zip(records, seeds.tolist(), strict=True)]
     held = data.draw(st.just(len(content)) | st.integers(0, len(content)), label="bytes in the file")
     wrong = data.draw(st.none() | st.integers(0, len(content) - 1), label="wrong byte") if len(content) else None
     bad = {i for i in range(count) if sizes[i] and offsets[i] + sizes[i] > held}
@@ -52,7 +52,7 @@ def test_records_are_read_and_checked(data: st.DataObject) -> None:
     with TemporaryDirectory() as folder, patch.object(reading, "LIMIT", 64), patch.object(reading, "_BLOCK", 160):
         Path(folder, "file").write_bytes(content[:held].tobytes())
         reader = Reader(Files(folder, System()), System(), digest)
-        wanted = Records(offsets, sizes if shape == "of any size" else largest, targets, sums, seeds)
+        wanted = Records(offsets, sizes if shape == "of any size" else largest, targets, np.array(sums, np.uint64), seeds)
         reader.read("file", wanted, memoryview(memory), lambda i, reason: failed.setdefault(i, reason))
     assert set(failed) == bad
     for i, (target, record) in enumerate(zip(targets, records, strict=True)):
@@ -65,7 +65,7 @@ def test_what_lies_in_a_row() -> None:
     steps = np.arange(4) * 8
 
     def records(offsets: np.ndarray, targets: np.ndarray, size: int = 8) -> Records:
-        return Records(offsets, size, targets, [0] * len(offsets), [0] * len(offsets))
+        return Records(offsets, size, targets, np.zeros(len(offsets), np.uint64), np.zeros(len(offsets), np.uint64))
 
     assert straight(records(steps + 24, steps + 16))
     assert not straight(records(steps[[0, 2, 1, 3]], steps))
@@ -84,7 +84,7 @@ def test_a_row_is_read_in_few_calls(tmp_path: Path) -> None:
     offsets = np.arange(count) * size
     reader = Reader(Files(str(tmp_path), System()), System(), lambda *_: 0)
     memory = memoryview(bytearray(size * count))
-    reader.read("file", Records(offsets, size, offsets, [0] * count, [0] * count), memory, _never)
+    reader.read("file", Records(offsets, size, offsets, np.zeros(count, np.uint64), np.zeros(count, np.uint64)), memory, _never)
     assert (reader.nbytes, reader.calls) == (size * count, 3)
     assert bytes(memory) == (tmp_path / "file").read_bytes()
 

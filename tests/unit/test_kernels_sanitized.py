@@ -21,6 +21,7 @@ COMBINATIONS: dict[str, list[tuple[str, ...]]] = {
     "convert": [("u8", "f32"), ("bf16", "f16"), ("f32", "u8")],
     "dequantize": [("i4", "bf16"), ("f8e4m3fn", "f32"), ("f8e5m2", "f16")],
     "pad_ragged": [("i32", "u16"), ("i64", "u64")],
+    "quantize": [()],
     "resize_crop_flip_normalize": [()],
     "srgb_oklab": [()],
     "unpack_bits": [()],

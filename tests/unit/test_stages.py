@@ -75,7 +75,7 @@ class Life:
         clock, position = self.clock, self.position
         self.position += 1
         clock.enter()
-        clock.wait(clock.clock())
+        self.wait()
         self.wait_for_slot()
         if "fence" in self.delays:
             begin = self.now
@@ -93,14 +93,38 @@ class Life:
         loaded = self.now
         if "decode" in self.delays:
             self.spend("decode")
-        clock.result(0, position, self.now - begin, self.now - loaded, self.now)
+        self.result(position, self.now - begin, self.now - loaded)
         self.spend("handover")
         begin = self.now
         self.spend("placement")
         clock.placed(plan, 0, begin, copying="copy" in self.delays)
-        clock.waits, clock.waited_ns = 1, clock.clock() - clock._first_wait
-        clock.leave(position, plan.valid)
+        self.leave(position)
         self.spend("step")
+
+    def leave(self, position: int) -> None:
+        """What `next()` does at the end of a wait; see `Stream`."""
+        clock = self.clock
+        clock.waits += 1
+        clock.waited_ns += self.now - self.began
+        clock.left = self.now
+        clock.batches += 1
+        clock.items += PLAN.valid
+        if position >= clock.due:
+            clock.leave(position, PLAN.valid)
+        else:
+            clock.next = position + 1
+
+    def wait(self) -> None:
+        """What it does at the beginning of one."""
+        self.began = self.now
+        if self.clock.next >= self.clock.due:
+            self.clock.wait(self.now)
+
+    def result(self, chunk: int, busy: int, decode: int = 0) -> None:
+        """A chunk is done; see `Runner`."""
+        self.clock.counters.chunks += 1
+        self.clock.counters.busy_ns += busy
+        self.clock.result(0, chunk, busy, decode, self.now)
 
     def stages(self, batches: int = 12) -> Stages:
         for _ in range(batches):
@@ -140,14 +164,12 @@ def test_what_is_slow_and_hidden_is_not_blamed() -> None:
         clock.sent()
         begin = life.now
         life.now += 20 * MS
-        clock.result(0, position, life.now - begin, 0, life.now)
-        clock.enter()
-        clock.wait(clock.clock())
+        life.result(position, life.now - begin)
+        life.wait()
         begin = life.now
         life.now += 3 * MS
         clock.placed(plan, 0, begin, copying=False)
-        clock.waits, clock.waited_ns = 1, clock.clock() - clock._first_wait
-        clock.leave(position, plan.valid)
+        life.leave(position)
     causes = clock.stages().causes()
     assert causes["load"] == 0 and causes["placement"] == pytest.approx(0.009)
 
@@ -160,17 +182,15 @@ def test_the_engine_is_blamed_for_what_it_does_instead() -> None:
         plan, other = life.plan(position), PLAN._replace(position=position + 1)
         clock.dispatched(0, position, plan, plan.valid, life.now)
         clock.sent()
-        clock.enter()
-        clock.wait(clock.clock())
-        clock.result(0, position, MS, 0, life.now)
+        life.wait()
+        life.result(position, MS)
         begin = life.now
         life.now += 30 * MS
         life.clock.ways[other.position] = life.clock.ways[position]  # it is looked at, too
         clock.dispatched(1, position + 1, other, other.valid, begin)
         begin = life.now
         clock.placed(plan, 0, begin, copying=False)
-        clock.waits, clock.waited_ns = 1, clock.clock() - clock._first_wait
-        clock.leave(position, plan.valid)
+        life.leave(position)
     causes = clock.stages().causes()
     assert max(causes, key=causes.__getitem__) == "plan" and causes["plan"] == pytest.approx(0.09, rel=0.01)
 
@@ -229,7 +249,7 @@ def test_nothing_is_kept_of_chunks_that_do_not_come_back() -> None:
     clock.result(1, 1, MS, 0, life.now)
     for position in range(3):
         clock.dropped(PLAN._replace(position=position))
-    assert not (clock.chunks or clock.ways or clock.cached)
+    assert not (clock.chunks or clock.ways or clock._cached)
 
 
 def test_how_many_more_workers() -> None:
