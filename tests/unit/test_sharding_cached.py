@@ -139,3 +139,19 @@ def test_every_array_needs_a_sharding_those_that_are_cached_too(tmp_path: Path) 
             load, group(tmp_path), executor="inline",
             sharding=dict.fromkeys(("x", "y", "z"), over("data")) | {"w": over(None, None, ("data", "model"))},
         )  # fmt: skip
+
+
+def test_rounded_latents_are_made_floats_of_before_they_are_cut(tmp_path: Path) -> None:
+    data = group(tmp_path, cache_arrays={"z": ((8,), np.float32, np.float32)}, cache_compression="int8")
+    sharding = over("data", "model")
+    of_rows = {"x": over("data"), "y": over("data"), "z": sharding}
+    for uncached in True, False:
+        with Dataloader(load, data, sharding=of_rows, executor="inline", end_at=("epoch", 1)) as loader:
+            for batch in loader:
+                assert batch.uncached is uncached
+                if uncached:
+                    batch.cache({"z": jax.device_put(np.asarray(batch.arrays["x"])[:, 0], sharding)})
+                wanted = np.array(batch.indices)[:, None] + np.arange(8)
+                assert batch.arrays["z"].sharding.is_equivalent_to(sharding, 2)
+                np.testing.assert_allclose(np.asarray(batch.arrays["z"]), wanted, atol=0 if uncached else 27 / 254)
+                del batch
