@@ -1,4 +1,5 @@
-"""Several real processes, joined by `jax.distributed`, with a share of each batch: `member` is one of them, and `cached`, with caches.
+"""Several real processes, joined by `jax.distributed`, with a share of each batch: `member` is one of them, and
+`cached` is one with caches.
 
 Defects that were planted by hand to see the tests find them:
 

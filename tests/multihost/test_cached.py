@@ -102,7 +102,7 @@ def test_each_writes_its_rows_and_the_next_epoch_is_read(told: Told) -> None:
     assert set(later) <= {104, 105}, "planned before these two were written"
     assert sum(counts(told, "filled", "written")) == cached.ITEMS, "each item once, padding not at all"
     assert min(counts(told, "filled", "written")) == 20, "rows are written where they are"
-    assert counts(told, "filled", "misses") == [24 + 4 * len(later)] * 2
+    assert all(24 <= misses <= 24 + 4 * len(later) for misses in counts(told, "filled", "misses"))
 
 
 @pytest.mark.parametrize("case", ["half", "rest", "only"])
