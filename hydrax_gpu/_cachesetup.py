@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from hydrax_gpu import _place
 from hydrax_gpu._groupcache import store_spec
 from hydrax_gpu._jobs import RuntimeStore, next_name
-from hydrax_gpu._kernels.choice import choose
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._spec import Layout
 from hydrax_gpu.batch import CacheSink
@@ -95,8 +94,7 @@ def open_caches(
         name = f"validation group {index - len(training)}" if is_validation else f"training group {index}"
         spec = store_spec(cache, plan_of(group), data_of(group), validation=is_validation)
         layout = cached_layouts[index]
-        kernels = choose().path if "int8" in cache.forms.values() else None
-        openers.append(partial(GroupCache.open, name, cache.kind, spec, layout, cache.layout, cache.only, kernels))
+        openers.append(partial(GroupCache.open, name, cache.kind, spec, layout, cache.layout, cache.only))
     return Caches(
         open_all(openers),
         len(training),

@@ -61,9 +61,11 @@ class Totals:
         causes: of waits, by `Cause`.
         slots: slots times nanoseconds, by `Part`.
         held: slots that Python objects referred to when a wait began, summed over the waits.
+        use: of the workers: bytes that they had storage read, time on a processor, time that they waited for one. The
+            second is 0 where that is not known.
     """
 
-    __slots__ = ("at", "batches", "causes", "counts", "held", "items", "ns", "slots")
+    __slots__ = ("at", "batches", "causes", "counts", "held", "items", "ns", "slots", "use")
 
     def __init__(self, at: int = 0) -> None:
         self.at: int = at
@@ -74,6 +76,7 @@ class Totals:
         self.causes: list[int] = [0] * len(Cause)
         self.slots: list[int] = [0] * len(Part)
         self.held: int = 0
+        self.use: list[int] = [0, 0, 0]
 
     def snapshot(self, at: int) -> Totals:
         """These, as of `at`."""
@@ -84,7 +87,7 @@ class Totals:
         result = Totals((self.at if at is None else at) - before.at)
         result.batches, result.items = self.batches - before.batches, self.items - before.items
         result.held = self.held - before.held
-        for name in ("counts", "ns", "causes", "slots"):
+        for name in ("counts", "ns", "causes", "slots", "use"):
             pairs = zip(getattr(self, name), getattr(before, name), strict=True)
             setattr(result, name, [now - then for now, then in pairs])
         return result
@@ -155,6 +158,13 @@ class Stages:
     """How long it waited for a slot while most slots were read by computations that were not done."""
     held_slots: float = 0.0
     """How many slots were in batches that Python objects referred to when `next()` began to wait, as a mean."""
+    read_bytes: int | None = None
+    """Bytes that storage, such as a disk, has read for the workers: what was in the page cache is not among them. None
+    where that is not known. Of `executor="thread"` and `"inline"` it is what the loading threads read themselves."""
+    asleep_share: float | None = None
+    """Of the time that the workers were reading, loading or decoding, the share in which they neither ran nor waited
+    for a processor: they slept, for storage, a network, a lock or another process; 0 to 1. None where it is not
+    known."""
     recent: Stages | None = None
     """The same over the last ten seconds or so; None in the beginning, and in itself."""
 
@@ -179,6 +189,11 @@ class Stages:
         """Share of their time that the workers were reading, loading or decoding, 0 to 1."""
         return min(1.0, sum(self[name].utilisation for name in ("read", "load", "decode"))) if self.stages else 0.0
 
+    @property
+    def read_rate(self) -> float:
+        """Bytes a second that storage has read for the workers; 0 where that is not known."""
+        return (self.read_bytes or 0) / self.seconds if self.seconds else 0.0
+
     def causes(self) -> Mapping[str, float]:
         """Seconds that `next()` waited, by what for: the names of stages, `hand-over`, `held` and `running`."""
         result = {stage.name: stage.blamed_seconds for stage in self.stages if stage.name not in ("wait", "step")}
@@ -198,6 +213,11 @@ class Stages:
         for name, seconds in list(self.causes().items())[-3:]:
             if seconds:
                 lines.append(f"{name:<52}{seconds:>10.3f} s")
+        if self.read_bytes and self.asleep_share is not None:
+            lines.append(
+                f"storage   {self.read_rate / 1e6:,.1f} MB/s read for the workers, which slept "
+                f"{self.asleep_share:.0%} of their time"
+            )
         slots = self.slots
         lines.append(
             f"slots     {slots.free:.1f} free, {slots.filling:.1f} filling, {slots.full:.1f} full, "
@@ -224,6 +244,8 @@ class Stages:
                     blamed_seconds=totals.causes[kind] / 1e9 if kind < Kind.WAIT else 0.0,
                 )
             )
+        read, ran, denied = totals.use
+        busy = totals.ns[Kind.READ] + totals.ns[Kind.LOAD] + totals.ns[Kind.DECODE]
         return Stages(
             seconds=totals.at / 1e9,
             batches=totals.batches,
@@ -235,5 +257,7 @@ class Stages:
             held_seconds=totals.causes[Cause.HELD] / 1e9,
             running_seconds=totals.causes[Cause.RUNNING] / 1e9,
             held_slots=totals.held / max(1, totals.counts[Kind.WAIT]),
+            read_bytes=read if ran else None,
+            asleep_share=max(0.0, 1.0 - (ran + denied) / busy) if ran and busy else None,
             recent=recent,
         )

@@ -7,7 +7,7 @@ import os
 
 from hydrax_gpu._stages import Stages
 
-__all__ = ["bound_by", "verdict"]
+__all__ = ["at_storage_speed", "bound_by", "verdict"]
 
 _ENOUGH = 0.05
 """A loop that waits for less than this share of its time is not limited by its loader."""
@@ -16,6 +16,12 @@ _RECENT_BATCHES = 8
 """Of fewer batches than this nothing is said."""
 
 _BUSY = 0.6
+
+_ASLEEP = 0.5
+"""Workers that sleep for more than this share of their time wait for something, and do not compute."""
+
+_PAGE = 4096
+"""Of less than a page an item nobody waits for storage."""
 
 _NAMES = {"load": "loader-bound", "held": "retained batches", "running": "consumer-bound"}
 
@@ -45,19 +51,31 @@ def verdict(stages: Stages, *, executor: str, depth: int, cores: int | None = No
         return "too few batches to tell"
     lately = stages.recent if stages.recent is not None and stages.recent.batches >= _RECENT_BATCHES else stages
     cause, before = bound_by(lately, depth), bound_by(stages, depth)
+    name, name_before = _name(cause, lately), _name(before, stages)
     text = _sentence(lately, cause, executor, depth, len(os.sched_getaffinity(0)) if cores is None else cores)
-    if _name(before) != _name(cause):
-        text += f" (the whole run: {_name(before)}, it waited {stages.wait_share:.0%} of the time)"
+    if name_before != name:
+        text += f" (the whole run: {name_before}, it waited {stages.wait_share:.0%} of the time)"
     return text
 
 
-def _name(cause: str) -> str:
-    return "consumer-bound" if cause == "step" else _NAMES.get(cause, f"{cause}-bound")
+def at_storage_speed(stages: Stages, cause: str) -> bool:
+    """Whether loading, if that is what a loop waits for, waits for storage itself."""
+    asleep, read = stages.asleep_share, stages.read_bytes
+    if cause not in ("load", "read") or asleep is None or read is None:
+        return False
+    return asleep > _ASLEEP and read >= _PAGE * max(1, stages.items)
+
+
+def _name(cause: str, stages: Stages) -> str:
+    if cause == "step":
+        return "consumer-bound"
+    name = _NAMES.get(cause, f"{cause}-bound")
+    return f"{name} at the disk's speed" if at_storage_speed(stages, cause) else name
 
 
 def _sentence(stages: Stages, cause: str, executor: str, depth: int, cores: int) -> str:
     wait, busy = stages.wait_share, stages.busy_share
-    start = f"{_name(cause)}: "
+    start = f"{_name(cause, stages)}: "
     each = _each(stages, cause)
     match cause:
         case "step":
@@ -75,6 +93,14 @@ def _sentence(stages: Stages, cause: str, executor: str, depth: int, cores: int)
                 f"retained batches hold {max(1, round(stages.held_slots))} of {depth} slots when the loop asks for the "
                 f"next one, and it waited {wait:.0%} of the time, with nowhere to load to: drop them (`del batch`), "
                 "raise depth by as many as you keep, or use delivery='copy'"
+            )
+        case "load" | "read" if at_storage_speed(stages, cause):
+            what = "the loader function" if cause == "load" else "reading from the cache"
+            return (
+                f"{start}the loop waited {wait:.0%} of the time for {what}, and that for storage, which read "
+                f"{stages.read_rate / 1e6:.3g} MB/s; the workers (now {stages.workers}) slept "
+                f"{stages.asleep_share:.0%} of their time in it. Files that fit into memory come from there in the "
+                "next epoch; otherwise smaller files, or more workers if the disk can do more at once, would help"
             )
         case "load" | "read" | "decode" if executor == "inline":
             return f"{start}loading took {wait:.0%} of the time; executor='process' would overlap it"

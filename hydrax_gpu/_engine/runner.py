@@ -188,7 +188,7 @@ class Runner:
                 self._count_lines(Counter(current.refused.values()))
             elif type(current) is WorkerReady:
                 self.workers[current.worker] = current
-                self.stages.ready(current.worker, current.pid)
+                self.stages.ready(current.worker, current.pid, current.thread)
             elif type(current) is Unreadable:
                 self.stages.gone(current.chunk)
             elif type(current) is Copied:
@@ -287,6 +287,7 @@ class Runner:
     def close(self) -> None:
         """Ends the workers. The caller holds `lock`."""
         self.handle(Stop())
+        self.stages.settle()
         self.executor.close()
         self.stages.close()
         self._placer.close()

@@ -24,6 +24,7 @@ from functools import cache
 from typing import Any, Protocol
 
 from hydrax_gpu._engine.sampling import cost, interval
+from hydrax_gpu._engine.storage import WorkerUse
 from hydrax_gpu._engine.tracing import TraceSink
 from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
@@ -113,6 +114,7 @@ class StageClock:
         ordered: whether batches are handed out in the order of their positions.
         clock: nanoseconds, of which zero does not matter.
         cost_ns: what measuring one batch in full costs; found out when it is first needed, if it is None.
+        use: looks at the workers from outside.
 
     `enter`, `wait` and `leave` are called by the consumer, the others by whoever drives the runner, with its lock.
 
@@ -129,11 +131,13 @@ class StageClock:
         ordered: bool = True,
         clock: Callable[[], int] = time.perf_counter_ns,
         cost_ns: float | None = None,
+        use: WorkerUse | None = None,
     ) -> None:
         self.clock = clock
         self.totals = Totals()
         self.counters = Counters()
         self.lent: Mapping[int, Lent] = {}  # the batches that were handed out, by the slots that they share
+        self._use = WorkerUse() if use is None else use
         self._workers = workers
         self._ordered = ordered
         self.trace: TraceSink | None = None  # where single events go as well
@@ -229,9 +233,10 @@ class StageClock:
                 way.sent = now
             self.unsent.clear()
 
-    def ready(self, worker: int, pid: int) -> None:
-        """A worker has started."""
+    def ready(self, worker: int, pid: int, thread: int = 0) -> None:
+        """A worker has started, in a process or on a thread of this one."""
         self._pids[worker] = pid
+        self._use.add(worker, pid, thread)
 
     def result(self, worker: int, chunk: int, busy: int, decode: int, end: int) -> None:
         """A chunk is done; `busy` is negative when it is not known how long that took, and will come again then."""
@@ -428,6 +433,7 @@ class StageClock:
         totals.ns[_STEP], totals.counts[_STEP] = self.left - self.waited_ns, max(0, self.batches - 1)
         totals.ns[_LOAD] = self.counters.busy_ns - totals.ns[_READ] - totals.ns[_DECODE]
         totals.counts[_LOAD] = self.counters.chunks - totals.counts[_READ]
+        totals.use = list(self._use.look())
         return totals
 
     def _snapshot(self, at: int) -> Totals:

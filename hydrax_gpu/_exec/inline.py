@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 
 from hydrax_gpu._exec.chunk import ChunkRunner, describe, format_traceback
@@ -39,7 +40,7 @@ class InlineExecutor:
             text = f"startup_func raised {describe(error)}"
             self._inbox.post(WorkerLost(0, os.getpid(), None, text, format_traceback(error), error))
             return
-        self._inbox.post(WorkerReady(0, os.getpid(), 0, False))
+        self._inbox.post(WorkerReady(0, os.getpid(), 0, False, threading.get_native_id()))
 
     @property
     def waiting(self) -> bool:

@@ -222,12 +222,14 @@ class WorkerReady(NamedTuple):
     Attributes:
         start_ns: nanoseconds from its creation to its being ready.
         imported_jax: whether the user's loader made it import jax, which costs seconds and memory.
+        thread: its native id, where it is a thread of this process.
     """
 
     worker: int
     pid: int
     start_ns: int
     imported_jax: bool
+    thread: int = 0
 
 
 class WorkerLost(NamedTuple):

@@ -110,7 +110,9 @@ class ThreadExecutor:
             kernels=spec.kernels, caches=spec.caches,
         )  # fmt: skip
         run = ranged("load", runner.run)
-        self._inbox.post(WorkerReady(worker, os.getpid(), time.perf_counter_ns() - begin, False))
+        self._inbox.post(
+            WorkerReady(worker, os.getpid(), time.perf_counter_ns() - begin, False, threading.get_native_id())
+        )
         while (task := self._queues[worker].get()) is not None:
             self._inbox.post(Result(worker, task.chunk, *run(task)))
         runner.close()

@@ -104,8 +104,10 @@ class Shards:
             layout.with_rows(len(self._known[index, layout.rows].rows)) for index, layout in enumerate(layouts)
         ]
         """What this process has of each group's batches."""
-        devices = {device for each in self.shardings.values() for device in each.device_set}
-        self.processes = sorted({int(device.process_index) for device in devices})
+        self.devices = len({device for each in self.shardings.values() for device in each.addressable_devices})
+        """Number of devices of this process."""
+        everyone = {device for each in self.shardings.values() for device in each.device_set}
+        self.processes = sorted({int(device.process_index) for device in everyone})
         """Numbers of the processes that have devices among them."""
         self.process = int(jaxio.jax().process_index())
         """That of this one."""

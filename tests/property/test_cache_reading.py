@@ -52,7 +52,9 @@ def test_records_are_read_and_checked(data: st.DataObject) -> None:
     with TemporaryDirectory() as folder, patch.object(reading, "LIMIT", 64), patch.object(reading, "_BLOCK", 160):
         Path(folder, "file").write_bytes(content[:held].tobytes())
         reader = Reader(Files(folder, System()), System(), digest)
-        wanted = Records(offsets, sizes if shape == "of any size" else largest, targets, np.array(sums, np.uint64), seeds)
+        wanted = Records(
+            offsets, sizes if shape == "of any size" else largest, targets, np.array(sums, np.uint64), seeds
+        )
         reader.read("file", wanted, memoryview(memory), lambda i, reason: failed.setdefault(i, reason))
     assert set(failed) == bad
     for i, (target, record) in enumerate(zip(targets, records, strict=True)):
@@ -84,7 +86,9 @@ def test_a_row_is_read_in_few_calls(tmp_path: Path) -> None:
     offsets = np.arange(count) * size
     reader = Reader(Files(str(tmp_path), System()), System(), lambda *_: 0)
     memory = memoryview(bytearray(size * count))
-    reader.read("file", Records(offsets, size, offsets, np.zeros(count, np.uint64), np.zeros(count, np.uint64)), memory, _never)
+    reader.read(
+        "file", Records(offsets, size, offsets, np.zeros(count, np.uint64), np.zeros(count, np.uint64)), memory, _never
+    )
     assert (reader.nbytes, reader.calls) == (size * count, 3)
     assert bytes(memory) == (tmp_path / "file").read_bytes()
 
