@@ -28,7 +28,7 @@ from hydrax_gpu._assembly import (
     shards_of,
     with_files,
 )
-from hydrax_gpu._cachesetup import all_layouts, cache_infos, check_workers, open_caches
+from hydrax_gpu._cachesetup import all_layouts, cache_infos, cache_sink, check_workers, open_caches
 from hydrax_gpu._engine import (
     Core,
     CoreConfig,
@@ -49,7 +49,7 @@ from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, first_validation, validation_of
 from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, to_state
 from hydrax_gpu._progress import Progress
-from hydrax_gpu.batch import Batch, CacheSink, make_batch, plan_of_batch
+from hydrax_gpu.batch import Batch, make_batch, plan_of_batch
 from hydrax_gpu.group import DataGroup, cache_of, data_of, groups_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
 from hydrax_gpu.report import Report
@@ -133,7 +133,7 @@ class Dataloader(Generic[D]):
         sharding: a `jax.sharding.Sharding` for all arrays, or a dict with one for each name of an array in any of the
             groups: the batch's arrays are global ones over these devices, and `batch_size` is that of the global
             batch. Each process loads the rows that its devices need. Several processes are given the same arguments;
-            a bad item is replaced there where it would drop a batch. Not for groups with a cache. See docs/sharding.md.
+            a bad item is replaced there where it would drop a batch. See docs/sharding.md.
 
     Raises:
         ValueError, TypeError: an argument is not valid; the message says what was wanted.
@@ -346,8 +346,9 @@ class Dataloader(Generic[D]):
         inbox = EpollInbox()
         try:
             caches = self._caches = open_caches(
-                self._training, self._validation, cached, writers=self._cachers, settled=inbox.post
-            )
+                self._training, self._validation, cached, writers=self._cachers, depth=self._depth, shards=shards,
+                settled=inbox.post,
+            )  # fmt: skip
         except BaseException:
             inbox.close()
             raise
@@ -390,17 +391,18 @@ class Dataloader(Generic[D]):
                     policy, self._plan, groups, self._found, self._position, self._progress, several=self._several
                 ),
                 caching=NoCaching() if caches is None else caches,
+                agreed=None if caches is None else caches.agreed,
                 on_device=lambda plan: placer.takes_files(plan.group + len(self_training) * plan.validation),
             )
         )
         first = first_validation(self._plan, self._position, self._first_step)
+        sink = cache_sink(caches, shards, cached, len(self._training))
 
         def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any, read: bool) -> Batch[D]:
             group = (self_validation if plan.validation else self_training)[plan.group]
             cache = cache_of(group)
-            cached = read or (cache is not None and cache.kind == "direct")
-            sink: CacheSink | None = None if cached else caches
-            return make_batch(group, plan, arrays, additional, first, cached=cached, sink=sink)
+            kept = read or (cache is not None and cache.kind == "direct")
+            return make_batch(group, plan, arrays, additional, first, cached=kept, sink=None if kept else sink)
 
         self._runner = Runner(
             core,

@@ -328,9 +328,9 @@ class Runner:
             case Drop(load):
                 self.stages.dropped(load.plan)
                 self.outbox.put(Dropped(load.plan, load.bad_items()))
-            case Unread(load, rows):
+            case Unread(_, rows, plan):
                 assert self.caches is not None
-                self.caches.unread(load.plan, rows)
+                self.caches.unread(plan, rows)
             case Retire(slot):
                 begin = self.stages.clock()
                 self._placer.retire(slot)
