@@ -13,6 +13,7 @@ from typing import Any
 
 from . import (
     cache,
+    cache_forms,
     gpu,
     handover,
     items,
@@ -230,6 +231,7 @@ def _without_gpu(options: argparse.Namespace, stack: ExitStack) -> Iterator[Expe
         yield from kernels.experiments()
     if "cache" in options.only:
         yield from cache.experiments()
+        yield cache_forms.experiment()
     if "sources" in options.only:
         yield from sources.experiments(**times)
     if "stages" in options.only:

@@ -17,10 +17,12 @@ from .photos import photographs
 
 SIZE, BATCH = 224, 256
 LIMIT = "raw DALI pipeline"
+GRAPH = "hydrax_gpu, a graph of DALI's"
 
 _NEEDS = {
     LIMIT: ("nvidia.dali", "DALI"),
     "hydrax_gpu, decoded by nvImageCodec": ("nvidia.nvimgcodec", "nvImageCodec"),
+    GRAPH: ("nvidia.dali", "DALI"),
 }
 
 
@@ -32,7 +34,7 @@ def _missing(module: str) -> bool:
 
 
 def experiment(times: dict[str, float], environment: dict[str, str]) -> Experiment:
-    """The limit, the loader with pictures decoded on the device, and with pictures decoded by its workers."""
+    """The limit, the loader with pictures decoded on the device in two ways, and with those decoded by its workers."""
     metrics = (
         Metric("images_s", "images/s, in the GPU's memory", Goal(at_least=1.0), LIMIT),
         Metric("host_us", "µs of CPU an image, the main process"),
@@ -50,6 +52,7 @@ def experiment(times: dict[str, float], environment: dict[str, str]) -> Experime
     cases = [
         case(LIMIT, "measure_dali"),
         case("hydrax_gpu, decoded by nvImageCodec", "measure_loader", judged=True, encoded_bytes=None),
+        case(GRAPH, "measure_graph", judged=True),
         case("hydrax_gpu, decoded by the workers", "measure_loader", encoded_bytes=0),
     ]
     title = f"images: JPEG files of 500×375 pixels to random crops of {SIZE}, mirrored, uint8, {BATCH} a batch"
@@ -66,12 +69,37 @@ def measure_loader(
     Raises:
         RuntimeError: pictures were decoded by somebody else than was asked for.
     """
-    from hydrax_gpu import DataGroup, Dataloader
     from hydrax_gpu.loaders import ImageLoader
 
     paths: list[Any] = files or [os.fspath(path) for path in photographs()]
     load = ImageLoader(SIZE, encoded_bytes=encoded_bytes)
-    group = DataGroup(batch, paths, loader_arrays=load.arrays(), shuffle_first=True)
+    return _measure(load, load.arrays(), paths, batch, encoded_bytes != 0, window_s, warm_s)
+
+
+def measure_graph(window_s: float, warm_s: float, batch: int = BATCH, files: list[str] | None = None) -> dict[str, Any]:
+    """Batches of a `DaliLoader`, whose graph has the operators of the raw pipeline, with draws of ours.
+
+    Raises:
+        RuntimeError: workers ran it.
+    """
+    import numpy as np
+
+    from hydrax_gpu.loaders import DaliLoader
+
+    from .gpu_graph import random_crop
+
+    paths: list[Any] = files or [os.fspath(path) for path in photographs()]
+    arrays = {"image": ((SIZE, SIZE, 3), np.uint8, np.uint8)}
+    load = DaliLoader(random_crop, device="gpu", encoded_bytes=1 << 19)
+    return _measure(load, arrays, paths, batch, True, window_s, warm_s)
+
+
+def _measure(
+    load: Any, arrays: Any, paths: list[Any], batch: int, on_device: bool, window_s: float, warm_s: float
+) -> dict[str, Any]:
+    from hydrax_gpu import DataGroup, Dataloader
+
+    group = DataGroup(batch, paths, loader_arrays=arrays, shuffle_first=True)
     workers = max(1, len(os.sched_getaffinity(0)) - 1)
     with Dataloader(load, group, delivery="alias", depth=4, loader_count=workers) as loader:
 
@@ -81,7 +109,7 @@ def measure_loader(
 
         result = _rate(step, batch, window_s, warm_s)
         report = loader.report()
-    if bool(report.pictures) != (encoded_bytes != 0):
+    if bool(report.pictures) != on_device:
         raise RuntimeError(f"pictures were decoded by {report.pictures or 'the workers'}: {'; '.join(report.notes)}")
     return {**result, "fallbacks": dict(report.fallbacks), "notes": list(report.notes), "verdict": report.verdict}
 

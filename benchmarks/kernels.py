@@ -20,6 +20,7 @@ CASES = (
     "dequantize i8 bf16",
     "dequantize i4 f32",
     "dequantize f8e4m3fn f32",
+    "quantize f32",
     "pad_ragged padded i32",
     "pad_ragged packed i32",
     "srgb_oklab u8 f32",
@@ -80,7 +81,7 @@ def bound(name: str, library: Any) -> tuple[Callable[[], None], list[Any], list[
     import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 by it)
     import numpy as np
 
-    from hydrax_gpu._kernels import convert, dequantize, pad_ragged, srgb_oklab, unpack_bits
+    from hydrax_gpu._kernels import convert, dequantize, pad_ragged, quantize, srgb_oklab, unpack_bits
 
     rng = np.random.default_rng(0)
     dtypes = {"u8": "uint8", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8", "i4": "uint8"}
@@ -106,6 +107,11 @@ def bound(name: str, library: Any) -> tuple[Callable[[], None], list[Any], list[
         made = np.empty((ROWS, 512, 512), dtypes[words[1]])
         spread = dequantize.Dequantize(library, (512, 512), 32, codes.dtype, scales.dtype, made.dtype)
         return lambda: spread(codes, scales, made), [codes, scales], [made]
+    if kind == "quantize":
+        floats = rng.standard_normal((ROWS, 512 * 512), np.float32)
+        records = np.empty((ROWS, quantize.record_nbytes(512 * 512)), np.uint8)
+        shrink = quantize.Quantize(library, 512 * 512, floats.dtype)
+        return lambda: None if shrink(floats, records).all() else fail(), [floats], [records]
     if kind == "pad_ragged":
         packed_lines = words[0] == "packed"
         lengths = rng.integers(100, 1000, (ROWS, 128))

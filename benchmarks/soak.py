@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 import signal
 import sys
@@ -18,7 +17,8 @@ from .harness import Experiment, Goal, Metric, target_case
 
 BATCH = 4
 ITEMS = 1_000
-SAMPLES = 40
+WORKERS = 2
+LOOKS = 40
 """How often it is looked at what is held; the second fifth of these is compared with the last."""
 
 
@@ -86,8 +86,12 @@ def load(item: int, arrays: Any, seed: int | None) -> dict[str, Any] | None:
     return {"note": "x" * item} if item % 50 == 0 else None
 
 
-def measure(executor: str, delivery: str, batches: int) -> dict[str, Any]:
-    """Runs a loader for so many batches and looks from time to time at what is held."""
+def measure(executor: str, delivery: str, batches: int, looks: int = LOOKS) -> dict[str, Any]:
+    """Runs a loader for so many batches and looks from time to time at what is held.
+
+    Between two looks a worker is killed, and batches are taken until there is another in its place: more than `batches`
+    where that takes longer.
+    """
     import logging
 
     from hydrax_gpu import DataGroup, Dataloader, ErrorPolicy
@@ -98,19 +102,27 @@ def measure(executor: str, delivery: str, batches: int) -> dict[str, Any]:
     depth, samples = 4, Samples()
     loader = Dataloader(
         load, DataGroup(BATCH, range(ITEMS), loader_arrays=arrays), executor=executor, delivery=delivery, depth=depth,
-        loader_count=2, end_at=None, on_error=ErrorPolicy(restarts=1_000_000),
+        loader_count=WORKERS, end_at=None, on_error=ErrorPolicy(restarts=1_000_000),
     )  # fmt: skip
-    every = batches // SAMPLES
+    every = batches // looks
+    number = step = killed = 0
     begin = time.perf_counter()
     with loader:
         slots = running_streams()[0].runner.core.slots
-        for number, batch in zip(itertools.count(1), loader):
+        for batch in loader:
             del batch
-            if number % every == 0:
-                samples.take(slots)
-            if executor == "process" and number % every == every // 2:
-                os.kill(loader.report().workers[-1].pid, signal.SIGKILL)
-            if number == batches:
+            number, step = number + 1, step + 1
+            if step == every // 2 and executor == "process":
+                killed = loader.report().workers[-1].pid
+                os.kill(killed, signal.SIGKILL)
+            if step < every:
+                continue
+            if killed in (pids := [worker.pid for worker in loader.report().workers]) or len(pids) < WORKERS:
+                time.sleep(0.002)  # what is waited for needs the processor
+                continue
+            samples.take(slots)
+            step, looks = 0, looks - 1
+            if not looks:
                 break
         seconds = time.perf_counter() - begin
         report = loader.report()
@@ -122,9 +134,9 @@ def measure(executor: str, delivery: str, batches: int) -> dict[str, Any]:
         "blocks_grown": samples.grown("blocks"),
         "slots_stuck": max(samples.values["slots_stuck"]),
         "rss_mb": samples.values["rss_mb"][-1],
-        "batches": batches,
+        "batches": number,
         "dropped": report.dropped_batches,
         "deaths": len(report.worker_deaths),
-        "batches_per_s": batches / seconds,
+        "batches_per_s": number / seconds,
         "samples": samples.values,
     }

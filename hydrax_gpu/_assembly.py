@@ -19,12 +19,13 @@ from hydrax_gpu._exec.threads import ThreadExecutor
 from hydrax_gpu._kernels.choice import Choice
 from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._mem.encoded import Encoded, with_encoded
+from hydrax_gpu._mem.graphs import GraphLoader, with_graph
 from hydrax_gpu._plan import Plan
 from hydrax_gpu._progress import Progress
 from hydrax_gpu._spec import Layout, LayoutTuple
 from hydrax_gpu._stages import Stages
 from hydrax_gpu.batch import columns
-from hydrax_gpu.group import DataGroup, cache_of, layout_of, plan_of
+from hydrax_gpu.group import DataGroup, cache_of, data_of, layout_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy
 from hydrax_gpu.report import WorkerInfo
 from hydrax_gpu.trace import Trace
@@ -52,6 +53,9 @@ __all__ = [
 
 REPLACES = "bad items are replaced, and no batch is dropped, since that would have to be known to all processes"
 """What a loader for one of several processes says of `on_error="drop"`."""
+
+NOT_THERE = "workers do on the CPU what the loader was to do on a GPU (device='gpu'); on one it needs delivery='alias'"
+"""What is said when a loader that asks for a device does not get it."""
 
 _log = logging.getLogger("hydrax_gpu")
 
@@ -220,21 +224,40 @@ def _user_placement(
     return place
 
 
-def with_files(layouts: Sequence[Layout], groups: Sequence[DataGroup[Any]], loader: object) -> list[Layout]:
-    """The layouts with room for the compressed files that a loader can leave to a device, if it can.
+def with_files(
+    layouts: Sequence[Layout],
+    training: Sequence[DataGroup[Any]],
+    validation: Sequence[DataGroup[Any]],
+    loader: object,
+    shards: _place.Shards | None,
+    *,
+    takes: bool,
+) -> list[Layout]:
+    """The layouts with room for the compressed files, or fields, that a loader can leave to a device, if it can.
 
-    Not those of groups with a direct cache, to which workers write pixels.
+    Not those of groups with a direct cache, to which workers write rows. Those of `shards`, if there are any, are
+    changed with them. Unless something `takes` files, they are as they were.
     """
-    encoded: object = getattr(loader, "encoded", None)
-    if not isinstance(encoded, Mapping) or not callable(getattr(loader, "encode", None)):
+    if not takes:
+        if getattr(loader, "wants_device", False):
+            _log.warning("%s", NOT_THERE)
         return list(layouts)
-    files = cast("Mapping[str, Encoded]", encoded)
-    caches = [cache_of(group) for group in groups]
-    changed = [
-        layout if cache is not None and cache.kind == "direct" else with_encoded(layout, files)
-        for layout, cache in zip(layouts, caches, strict=False)
-    ]
-    return [*changed, *layouts[len(groups) :]]
+    groups = (*training, *validation)
+    devices = 1 if shards is None else shards.devices
+    encoded: object = getattr(loader, "encoded", None)
+    changed = list(layouts)
+    for index, group in enumerate(groups):
+        cache = cache_of(group)
+        if cache is not None and cache.kind == "direct":
+            continue
+        if callable(getattr(loader, "graph_files", None)):
+            files = cast("GraphLoader", loader).graph_files(layouts[index], data_of(group), index < len(training))
+            changed[index] = with_graph(layouts[index], files)
+        elif isinstance(encoded, Mapping) and callable(getattr(loader, "encode", None)):
+            changed[index] = with_encoded(layouts[index], cast("Mapping[str, Encoded]", encoded), devices)
+    if shards is not None:
+        shards.layouts = changed[: len(groups)]
+    return changed
 
 
 def decoded_by(kernels: Choice | None, placer: _PlacerOf) -> str:
@@ -274,13 +297,16 @@ def memory_report(arena: Arena | None, placer: _PlacerOf) -> dict[str, Any]:
     }
 
 
-def notes_of(plan: Plan, runner: Runner | None, placer: _PlacerOf, *, replaces: bool) -> tuple[str, ...]:
+def notes_of(
+    plan: Plan, runner: Runner | None, placer: _PlacerOf, loader: object, *, replaces: bool
+) -> tuple[str, ...]:
     """Whatever is not as was asked for, or costs more than it need.
 
     Args:
         plan: of the run.
         runner: None before the loader was entered.
         placer: as `runner`.
+        loader: the loader function.
         replaces: whether bad items are replaced although they were to drop their batches.
     """
     notes = [REPLACES] if replaces else []
@@ -291,6 +317,8 @@ def notes_of(plan: Plan, runner: Runner | None, placer: _PlacerOf, *, replaces: 
         )
     if placer is not None:
         notes.extend(placer.notes)
+        if placer.ways and not placer.pictures_by and getattr(loader, "wants_device", False):
+            notes.append(NOT_THERE)
     if runner is not None and runner.stages.note is not None:
         notes.append(runner.stages.note)
     notes += [f"a training group supplies exactly {ratio} of the batches" for ratio in plan.ratios or ()]

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hydrax_gpu._groupcache import store_spec
-from hydrax_gpu._kernels.choice import choose
 from hydrax_gpu._spec import Layout
 from hydrax_gpu.group import DataGroup, cache_of, data_of, layout_of, plan_of
 from hydrax_gpu.report import CacheInfo
@@ -78,8 +77,7 @@ def open_caches(
         name = f"validation group {index - len(training)}" if is_validation else f"training group {index}"
         spec = store_spec(cache, plan_of(group), data_of(group), validation=is_validation)
         layout = cached_layouts[index]
-        kernels = choose().path if "int8" in cache.forms.values() else None
-        openers.append(partial(GroupCache.open, name, cache.kind, spec, layout, cache.layout, cache.only, kernels))
+        openers.append(partial(GroupCache.open, name, cache.kind, spec, layout, cache.layout, cache.only))
     return Caches(open_all(openers), len(training), writers=writers, limit=QUEUE_BYTES, settled=settled)
 
 

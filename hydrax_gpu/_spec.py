@@ -134,7 +134,8 @@ class EncodedLayout:
         row_nbytes: bytes from one row's to the next, a multiple of `ALIGNMENT`.
         scratch: offset of `scratch_nbytes` bytes that belong to whoever drives the device.
         scratch_nbytes: their number.
-        rows: what the decoded rows are, an `_mem.encoded.PictureRows`.
+        rows: what the decoded rows are, an `_mem.encoded.PictureRows` or an `_mem.graphs.GraphFiles`.
+        names: of all arrays of which a file makes a row.
     """
 
     name: str
@@ -143,6 +144,7 @@ class EncodedLayout:
     scratch: int
     scratch_nbytes: int
     rows: Any
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +205,9 @@ class Layout:
             {a.name: ArraySpec(a.item_shape, a.numpy_dtype, a.jax_dtype, decodes.get(a.name)) for a in self.wire},
         )
 
-    def with_encoded(self, name: str, row_nbytes: int, scratch_nbytes: int, rows: Any) -> Layout:
+    def with_encoded(
+        self, name: str, row_nbytes: int, scratch_nbytes: int, rows: Any, names: Sequence[str] = ()
+    ) -> Layout:
         """The same with room for the files of an array's rows.
 
         Args:
@@ -211,9 +215,11 @@ class Layout:
             row_nbytes: for each row; rounded up.
             scratch_nbytes: for whoever drives the device; rounded up.
             rows: what the rows are.
+            names: of all arrays that are made of a file, if it is not that one alone.
         """
         stride, scratch = _aligned(row_nbytes), _aligned(scratch_nbytes)
-        added = EncodedLayout(name, self.nbytes + scratch, stride, self.nbytes, scratch, rows)
+        offset, together = self.nbytes + scratch, tuple(names) or (name,)
+        added = EncodedLayout(name, offset, stride, self.nbytes, scratch, rows, together)
         nbytes = self.nbytes + scratch + self.rows * stride
         return replace(self, nbytes=nbytes, encoded=(*self.encoded, added))
 

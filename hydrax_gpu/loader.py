@@ -341,8 +341,8 @@ class Dataloader(Generic[D]):
         shards = self._shards
         if shards is not None:
             layouts = shards.layouts
-        elif self._placement_func is None and _place.may_take_files(self._delivery):
-            layouts = with_files(layouts, groups, self._loader_func)
+        takes = self._placement_func is None and _place.may_take_files(self._delivery)
+        layouts = with_files(layouts, self._training, self._validation, self._loader_func, shards, takes=takes)
         inbox = EpollInbox()
         try:
             caches = self._caches = open_caches(
@@ -482,13 +482,12 @@ class Dataloader(Generic[D]):
     def report(self) -> Report:
         """What the loader has done so far; also after its `with` block."""
         end = self._left_ns or time.perf_counter_ns()
+        replaces = self._several and self._policy.mode == "drop"
         return Report(
             seconds=(end - self._entered_ns) / 1e9 if self._entered_ns else 0.0,
             executor=self._executor_name,
             depth=self._depth,
-            notes=notes_of(
-                self._plan, self._runner, self._placer, replaces=self._several and self._policy.mode == "drop"
-            ),
+            notes=notes_of(self._plan, self._runner, self._placer, self._loader_func, replaces=replaces),
             kernels=decoded_by(self._kernels, self._placer),
             caches=cache_infos(self._caches),
             **self._progress.to_report(self._entered_ns),

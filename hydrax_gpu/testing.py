@@ -14,28 +14,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hydrax_gpu._decode.chain import DECODERS, Chain
-from hydrax_gpu._decode.contract import Damaged
+from hydrax_gpu._fakedecoding import FakeGraph, FakeImageDecoder, window
 from hydrax_gpu._kernels.choice import choose
 from hydrax_gpu._kernels.formats import tag
 from hydrax_gpu._kernels.host import load
-from hydrax_gpu._kernels.resize_crop_flip_normalize import EIGHTHS, Args, Box, factors, run_twin
+from hydrax_gpu._kernels.resize_crop_flip_normalize import Args, factors, run_twin
 from hydrax_gpu._mem.encoded import PictureRows
+from hydrax_gpu._mem.graphs import GraphRows
 from hydrax_gpu._place import backends, jaxio
 from hydrax_gpu._place.conversions import exact
 from hydrax_gpu._place.decoding import bind
-from hydrax_gpu._place.device import Convert, Decoder, DeviceMemory, ImageDecoder, Owner, Picture, Resizer
+from hydrax_gpu._place.device import Convert, Decoder, DeviceMemory, Graph, ImageDecoder, Owner, Picture, Resizer
 from hydrax_gpu._spec import ALIGNMENT, Layout
 
 __all__ = ["FakeArray", "FakeDevice", "FakeEvent", "FakeStream"]
@@ -140,6 +139,8 @@ class FakeDevice:
         """`(destination, source, bytes)` of each copy that was asked for."""
         self.pictures: list[Picture] = []
         """The parts of pictures that were decoded."""
+        self.graph_rows: int = 0
+        """Number of rows that a graph has made."""
         self.refuses: Callable[[bytes], str | None] = lambda data: None
         """For a file's bytes, why the device does not decode it; None if it does. To be set by a test."""
         self.before_decoding: Callable[[], object] = lambda: None
@@ -167,9 +168,14 @@ class FakeDevice:
             places = [(array.address, array.shape, array.dtype) for array in arrays]
 
             def run() -> None:
-                function(*(_window(*place) for place in places))
+                function(*(window(*place) for place in places))
 
             self._add(self.compute, what, run)
+
+    def enqueue(self, stream: FakeStream, what: str, run: Callable[[], None]) -> None:
+        """Enqueues an operation on a stream."""
+        with self._lock:
+            self._add(stream, what, run)
 
     def latch(self, stream: FakeStream | None = None) -> Callable[[], None]:
         """Holds a stream (by default the compute stream) until the function that is returned is called."""
@@ -312,6 +318,10 @@ class FakeDevice:
             self.copies.append((destination, source, nbytes))
             self._add(stream, "copy in", lambda: _move(destination, source, nbytes), source=source)
 
+    def copy(self, stream: FakeStream, destination: int, source: int, nbytes: int) -> None:
+        """Copies what is in the device's memory when its turn comes."""
+        self.enqueue(stream, "copy", lambda: _move(destination, source, nbytes))
+
     def converts(self, source: np.dtype[Any], destination: np.dtype[Any]) -> bool:
         """What the kernels can do."""
         return exact(source, destination)
@@ -320,8 +330,8 @@ class FakeDevice:
         """By NumPy."""
 
         def run() -> None:
-            source = _window(work.source, (work.count,), work.source_dtype)
-            _window(work.destination, (work.count,), work.destination_dtype)[:] = source.astype(work.destination_dtype)
+            source = window(work.source, (work.count,), work.source_dtype)
+            window(work.destination, (work.count,), work.destination_dtype)[:] = source.astype(work.destination_dtype)
 
         with self._lock:
             self._add(stream, "convert", run)
@@ -344,35 +354,13 @@ class FakeDevice:
         """By the decoders of the CPU, at once; the pixels come when it is the stream's turn."""
         if self.decoder_error is not None:
             raise ImportError(self.decoder_error)
-        chain = Chain(DECODERS, choose().path, (0, 0, 0), srgb=False, gray=channels == 1, count=lambda line: None)
+        return FakeImageDecoder(self, channels, choose().path)
 
-        def decode(stream: FakeStream, pictures: Sequence[Picture]) -> list[str | None]:
-            self.before_decoding()
-            return [self._decode_picture(stream, chain, channels, picture) for picture in pictures]
-
-        return decode
-
-    def _decode_picture(self, stream: FakeStream, chain: Chain, channels: int, picture: Picture) -> str | None:
-        data = _window(picture.data, (picture.nbytes,), np.dtype(np.uint8)).copy()
-        if (reason := self.refuses(data.tobytes())) is not None:
-            return reason
-        box = Box(EIGHTHS * picture.x, EIGHTHS * picture.y, EIGHTHS * picture.width, EIGHTHS * picture.height)
-        try:
-            opened = chain.open(data)
-            opened.orientation = 1  # the kernel turns it
-            part = chain.decode(opened, box, picture.height, picture.width)
-        except Damaged as error:
-            return str(error)
-        x, y = part.box.x // EIGHTHS, part.box.y // EIGHTHS
-        pixels = part.pixels[y : y + picture.height, x : x + picture.width, :channels].copy()
-        with self._lock:
-            self.pictures.append(picture)
-
-            def run() -> None:
-                _window(picture.destination, pixels.shape, pixels.dtype)[...] = pixels
-
-            self._add(stream, "decode a picture", run)
-        return None
+    def graph(self, rows: GraphRows, training: bool) -> Graph:
+        """By what runs it on the CPU, at once; the outputs come when it is the stream's turn."""
+        if self.decoder_error is not None:
+            raise ImportError(self.decoder_error)
+        return FakeGraph(self, rows.open(training, None))
 
     def resizer(self, rows: PictureRows) -> Resizer:
         """By the host library, the way that a device goes, or, where there is none, by the twin."""
@@ -483,9 +471,3 @@ def _hold(view: npt.NDArray[Any]) -> Callable[[], None]:
 
 def _move(destination: int, source: int, nbytes: int) -> None:
     ctypes.memmove(destination, source, nbytes)
-
-
-def _window(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    size = max(1, math.prod(shape) * dtype.itemsize)
-    memory: Any = (ctypes.c_ubyte * size).from_address(address)
-    return np.ndarray(shape, dtype, buffer=memory)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import nvidia.dali.fn as fn
 import nvidia.dali.types as types
-from nvidia.dali import pipeline_def
+from nvidia.dali import Pipeline, pipeline_def
 
 
 class Photo(NamedTuple):
@@ -188,3 +188,62 @@ def reading_pipeline() -> Any:
     """A pipeline that reads files by itself."""
     image, label = fn.readers.file(files=["a.jpg"], labels=[0])
     return image, label
+
+
+def augment_there(sample: Any) -> dict[str, Any]:
+    """As `augment`, on a GPU where there is one; the label stays on the host."""
+    if sample.training:
+        extent = sample.random.uniform((0.3, 1.0), shape=2)
+        start = sample.random.uniform((0.0, 1.0), shape=2) * (1 - extent)
+        image = fn.decoders.image_slice(sample.image, start, extent, axis_names="HW", device=sample.mixed)
+        image = fn.resize(image, size=(24, 32))
+        image = fn.flip(image, horizontal=sample.random.coin_flip())
+        image = fn.brightness_contrast(image, brightness=sample.random.uniform((0.5, 1.5)))
+    else:
+        image = fn.resize(fn.decoders.image(sample.image, device=sample.mixed), size=(24, 32))
+    return {"image": image, "label": fn.cast(sample.label, dtype=types.INT32)}
+
+
+def augment_here(sample: Any) -> dict[str, Any]:
+    """Decodes and resizes on the CPU, wherever the rest would run."""
+    image = fn.resize(fn.decoders.image(sample.image), size=(24, 32))
+    return {"image": image, "label": fn.cast(sample.label, dtype=types.INT32)}
+
+
+def only_there(sample: Any) -> dict[str, Any]:
+    """For a GPU alone."""
+    image = fn.resize(fn.decoders.image(sample.image, device="mixed"), size=(24, 32))
+    return {"image": image, "label": sample.label}
+
+
+def as_large_as_it_is(sample: Any) -> dict[str, Any]:
+    """Decodes an image as large as it is, on a GPU where there is one."""
+    image = fn.decoders.image(sample.image, device=sample.mixed)
+    return {"image": image, "label": fn.cast(sample.label, dtype=types.INT32)}
+
+
+def spread(sample: Any) -> dict[str, Any]:
+    """A number, 16 times."""
+    return {"x": fn.copy(fn.stack(*[sample.x] * 16), device=sample.device), "y": sample.y}
+
+
+@pipeline_def
+def as_it_is() -> Any:
+    """A pipeline for a CPU or a GPU, as it is asked for."""
+    device = "cpu" if Pipeline.current().device_id is None else "mixed"
+    image = fn.decoders.image(fn.external_source(name="image", no_copy=True), device=device)
+    label = fn.external_source(name="label", no_copy=True)
+    return fn.resize(image, size=(24, 32)), fn.cast(label, dtype=types.INT32)
+
+
+def for_gpu() -> Pipeline:
+    """A pipeline object for GPU 0, which can be defined without one."""
+    return as_it_is(batch_size=8, num_threads=1, device_id=0)
+
+
+def other_there(sample: Any) -> dict[str, Any]:
+    """Looks at another field on a GPU than on the CPU."""
+    label = fn.cast(sample.label, dtype=types.INT32)
+    if sample.device == "cpu":
+        return {"image": fn.reshape(label, shape=[1]), "label": label}
+    return {"image": fn.cast(sample.image.shape(), dtype=types.INT32), "label": label}

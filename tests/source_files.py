@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,17 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], kind: int = tarf
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def write_tfrecord(path: Path, records: list[bytes]) -> Path:
+    """A file of records, as TensorFlow lays them out."""
+    from hydrax_gpu.sources._records import masked_crc32c
+
+    with path.open("wb") as stream:
+        for data in records:
+            head = struct.pack("<Q", len(data))
+            stream.write(head + struct.pack("<I", masked_crc32c(head)) + data + struct.pack("<I", masked_crc32c(data)))
     return path
 
 

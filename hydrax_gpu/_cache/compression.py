@@ -49,5 +49,6 @@ def _import(module: str) -> Any:
     except ImportError as error:
         package = module.partition(".")[0]
         raise CacheError(
-            f"this cache is compressed by {package}, which cannot be imported ({error}): pip install {package}."
+            f"this cache is compressed by {package}, which cannot be imported ({error}): "
+            "pip install 'hydrax-gpu[cache-compression]'."
         ) from error

@@ -27,7 +27,6 @@ class Entries:
 
     Attributes:
         extra_file: name of the file with their additional data.
-        pickled: whether there are pickled values in it.
     """
 
     def __init__(
@@ -45,14 +44,24 @@ class Entries:
         self._writer = writer
         self._keys = keys
         self._rows = rows
-        self._flags = rows[:, RowFormat.HEAD] >> np.uint64(32) & np.uint64(0xFFFF)
         self.extra_file = writer + EXTRA
-        self.pickled = bool((self._flags & np.uint64(FLAG_PICKLED)).any())
 
-    def read_rows(self, position: int, offsets: npt.NDArray[np.int64], memory: memoryview, failed: Failed) -> None:
-        """Reads array number `position` of each entry into row `offsets[entry]` of memory."""
+    @property
+    def pickled(self) -> bool:
+        """Whether there are pickled values in it."""
+        return bool((self._flags() & np.uint64(FLAG_PICKLED)).any())
+
+    def read_rows(self, position: int, offsets: _Int64s | None, memory: memoryview, failed: Failed) -> None:
+        """Reads array number `position` of each entry into row `offsets[entry]` of memory, or row `entry`."""
         array = self._arrays[position]
         nbytes = array.nbytes
+        if self._reader.bulk and self._format.place[position] is None:
+            if nbytes:
+                name, named = data_file(self._writer, position), _named(position, failed)
+                self._reader.read_rows(name, self._rows, self._keys, offsets, (position, nbytes), memory, named)
+            return
+        if offsets is None:
+            offsets = np.arange(len(self._rows))
         if array.packed is None or not nbytes:
             self._read(position, offsets * nbytes, memory, failed)
             return
@@ -90,7 +99,8 @@ class Entries:
             failed: see `Failed`.
             status: called with what `os.fstat` says of the file before it is read.
         """
-        having = np.flatnonzero(self._flags & np.uint64(FLAG_EXTRA))
+        flags = self._flags()
+        having = np.flatnonzero(flags & np.uint64(FLAG_EXTRA))
         if not len(having):
             return
         rows, entries = self._rows[having], having.tolist()
@@ -109,7 +119,7 @@ class Entries:
         begins: list[int] = (ends - sizes).tolist()
         for record, (begin, end) in enumerate(zip(begins, ends.tolist(), strict=True)):
             if record not in bad:
-                pickled = bool(self._flags[entries[record]] & np.uint64(FLAG_PICKLED))
+                pickled = bool(flags[entries[record]] & np.uint64(FLAG_PICKLED))
                 yield entries[record], memory[begin:end], pickled
 
     def _sizes(self, position: int) -> _Int64s | int:
@@ -123,12 +133,15 @@ class Entries:
         )
         sums = rows[:, RowFormat.SUMS + position]
         seeds = checksums.seeds(self._keys, position)
-
-        def named(record: int, reason: str) -> None:
-            failed(record, f"array {position}: {reason}")
-
         records = Records(offsets, self._sizes(position), targets, sums, seeds)
-        self._reader.read(data_file(self._writer, position), records, memory, named)
+        self._reader.read(data_file(self._writer, position), records, memory, _named(position, failed))
+
+    def _flags(self) -> npt.NDArray[np.uint64]:
+        return self._rows[:, RowFormat.HEAD] >> np.uint64(32) & np.uint64(0xFFFF)
+
+
+def _named(position: int, failed: Failed) -> Failed:
+    return lambda record, reason: failed(record, f"array {position}: {reason}")
 
 
 def _behind_one_another(sizes: _Int64s) -> tuple[_Int64s, memoryview]:

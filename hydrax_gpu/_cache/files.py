@@ -32,21 +32,23 @@ class Files:
         Raises:
             OSError: it cannot be opened.
         """
-        entry = self._take(name)
+        entry = self.take(name)
         try:
             yield entry[0]
         finally:
-            with self._lock:
-                entry[1] -= 1
-                if not entry[1] and self._open.get(name) is not entry:
-                    self._system.close(entry[0])
+            self.give(name, entry)
 
     def close(self) -> None:
         """Closes all files, those in use as soon as they are not."""
         with self._lock:
             _close_all(self._open, self._system)
 
-    def _take(self, name: str) -> list[int]:
+    def take(self, name: str) -> list[int]:
+        """`opened` without a block: a list whose first element is the descriptor, to be given back.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
         with self._lock:
             entry = self._open.pop(name, None)
             if entry is None:
@@ -60,6 +62,13 @@ class Files:
             self._open[name] = entry
             entry[1] += 1
             return entry
+
+    def give(self, name: str, entry: list[int]) -> None:
+        """Gives a descriptor back that was taken."""
+        with self._lock:
+            entry[1] -= 1
+            if not entry[1] and self._open.get(name) is not entry:
+                self._system.close(entry[0])
 
 
 def _close_all(entries: dict[str, list[int]], system: System) -> None:

@@ -24,6 +24,16 @@ class Index:
     def __init__(self) -> None:
         self._runs: list[tuple[_Int64s, _Int64s]] = []  # disjoint: a key is in one run only
         self._removed = 0
+        self._addresses: npt.NDArray[np.int64] | None = None
+
+    @property
+    def runs(self) -> _Int64s:
+        """The runs, for `Bulk.look`: int64, shape `(k, 3)`: addresses of keys and values, and their number."""
+        if self._addresses is None:
+            self._addresses = np.array(
+                [(keys.ctypes.data, values.ctypes.data, len(keys)) for keys, values in self._runs], np.int64
+            ).reshape(-1, 3)
+        return self._addresses
 
     def __len__(self) -> int:
         return sum(len(keys) for keys, _ in self._runs) - self._removed
@@ -46,6 +56,7 @@ class Index:
         # reversed, because unique takes the first
         keys, first = np.unique(keys[::-1], return_index=True)
         self._runs.append((keys, values[::-1][first].copy()))
+        self._addresses = None
         while len(self._runs) > 1 and len(self._runs[-2][0]) <= _FACTOR * len(self._runs[-1][0]):
             self._merge()
 
@@ -81,6 +92,7 @@ class Index:
 
     def _merge(self) -> None:
         (old_keys, old_values), (new_keys, new_values) = self._runs[-2:]
+        self._addresses = None
         keys = np.concatenate([old_keys, new_keys])
         # both are sorted, and timsort merges them
         order = keys.argsort(kind="stable")

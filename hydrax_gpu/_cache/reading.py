@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from hydrax_gpu._cache.bulk import OFFSET, ORDER, SEED, SIZE, SUM, TARGET, VERDICT, WORDS, Bulk
+from hydrax_gpu._cache.bulk import OFFSET, SEED, SIZE, SUM, TARGET, WORDS, Bulk, Done, Span
 from hydrax_gpu._cache.checksums import Digest
 from hydrax_gpu._cache.files import Files
 from hydrax_gpu._cache.journal import Words
 from hydrax_gpu._cache.planner import GAP, LIMIT, Read, plan
 from hydrax_gpu._cache.system import System
 
-__all__ = ["Reader", "Records"]
+__all__ = ["Reader", "Records", "address_of", "as_bytes"]
 
 _Int64s = npt.NDArray[np.int64]
 
 _BLOCK = 1 << 20
 """Bytes of one read of records that lie behind one another. More than `LIMIT`, as there is nothing else to do between
 two reads: these bytes are in a cache when they are checked, if not in that of the second level, and calls are few."""
+
+_SPAN = Span(GAP, LIMIT, _BLOCK)
 
 
 class Records:
@@ -119,23 +121,52 @@ class Reader:
                 else:
                     self._planned(fd, records, memory, failed)
         except OSError as error:
-            self.errors.append(error)
-            for record in np.flatnonzero(records.table[SIZE]).tolist():
-                failed(record, f"{name}: {error.strerror or error}")
+            self._refused(name, error, np.flatnonzero(records.table[SIZE]).tolist(), failed)
+
+    @property
+    def bulk(self) -> bool:
+        """Whether `read_rows` can be called."""
+        return self._bulk is not None
+
+    def read_rows(
+        self,
+        name: str,
+        rows: Words,
+        keys: _Int64s,
+        into: _Int64s | None,
+        array: tuple[int, int],
+        memory: memoryview,
+        failed: Callable[[int, str], None],
+    ) -> None:
+        """Reads one array of entries of one writer; see `Bulk.read_rows`, and for the rest `read`."""
+        assert self._bulk is not None
+        try:
+            entry = self._files.take(name)
+            try:
+                done = self._bulk.read_rows(entry[0], address_of(memory), rows, keys, into, array, _SPAN)
+            finally:
+                self._files.give(name, entry)
+        except OSError as error:
+            self._refused(name, error, range(len(rows)), failed)
+        else:
+            self._judge(done, failed)
 
     def _together(
         self, bulk: Bulk, fd: int, records: Records, memory: memoryview, failed: Callable[[int, str], None]
     ) -> None:
-        table = records.table
-        table[ORDER] = table[OFFSET].argsort(kind="stable")
-        address = np.frombuffer(memory, np.uint8).__array_interface__["data"][0] if memory.nbytes else 0
-        nbytes, calls = bulk.read(fd, address, table, GAP, LIMIT, _BLOCK)
-        self.nbytes += nbytes
-        self.calls += calls
-        verdicts = table[VERDICT]
-        if verdicts.any():
-            for record in np.flatnonzero(verdicts).tolist():
-                failed(record, _reason(verdicts[record] == 1))
+        self._judge(bulk.read(fd, address_of(memory), records.table, _SPAN), failed)
+
+    def _judge(self, done: Done, failed: Callable[[int, str], None]) -> None:
+        self.nbytes += done.nbytes
+        self.calls += done.calls
+        if done.bad:
+            for record in np.flatnonzero(done.verdicts).tolist():
+                failed(record, _reason(done.verdicts[record] == 1))
+
+    def _refused(self, name: str, error: OSError, records: Iterable[int], failed: Callable[[int, str], None]) -> None:
+        self.errors.append(error)
+        for record in records:
+            failed(record, f"{name}: {error.strerror or error}")
 
     def _straight(self, fd: int, records: Records, memory: memoryview, failed: Callable[[int, str], None]) -> None:
         """Reads records of one size that lie behind one another in the file as well as in memory."""
@@ -213,6 +244,11 @@ def straight(records: Records) -> bool:
     if offsets[-1] - offsets[0] != span or targets[-1] - targets[0] != span:
         return False
     return bool((offsets[1:] - offsets[:-1] == size).all() and (targets[1:] - targets[:-1] == size).all())
+
+
+def address_of(memory: memoryview) -> int:
+    """Where bytes are in memory; 0 for none."""
+    return np.frombuffer(memory, np.uint8).__array_interface__["data"][0] if memory.nbytes else 0
 
 
 def _reason(whole: bool) -> str:

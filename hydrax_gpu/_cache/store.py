@@ -18,21 +18,21 @@ import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu._cache import checksums, trust, values
-from hydrax_gpu._cache.bulk import bulk
+from hydrax_gpu._cache.bulk import EXTRAS, MISSING, SEVERAL, Found, bulk
 from hydrax_gpu._cache.compression import compressor
 from hydrax_gpu._cache.descriptor import Descriptor
 from hydrax_gpu._cache.directory import open_directory
 from hydrax_gpu._cache.entries import Entries
 from hydrax_gpu._cache.files import Files
 from hydrax_gpu._cache.index import ABSENT
-from hydrax_gpu._cache.journal import EXTRA_SIZE, FLAG_EXTRA, FLAG_PICKLED, RowFormat, Words
+from hydrax_gpu._cache.journal import EXTRA_SIZE, FLAG_EXTRA, FLAG_PICKLED, RowFormat
 from hydrax_gpu._cache.keys import Keys, pack
 from hydrax_gpu._cache.process import current
-from hydrax_gpu._cache.reading import Reader, as_bytes
+from hydrax_gpu._cache.reading import Reader, address_of, as_bytes
 from hydrax_gpu._cache.sizes import ratio, stored_nbytes
 from hydrax_gpu._cache.system import System
 from hydrax_gpu._cache.table import Table
-from hydrax_gpu._cache.writer import Writer, new_name
+from hydrax_gpu._cache.writer import Writer, joined, new_name, rows_of
 from hydrax_gpu.errors import CacheWriteError
 
 __all__ = ["ReadResult", "Stats", "Store", "StoreSpec"]
@@ -208,29 +208,32 @@ class Store:
             UnsafeCache: an entry has pickled values in a file that others may have written. Nothing is unpickled.
             ValueError: a view does not fit.
         """
-        packed = self._pack(keys)
-        memories = [self._memory(array.name, array.nbytes, views, len(packed)) for array in self._arrays]
-        with self._lock:
-            places = self._table.find(packed)
-            found = np.flatnonzero(places != ABSENT)
-            rows = self._table.rows(places[found])
+        found = self._look(keys)
+        count, whole = len(found.keys), not found.flags & MISSING
+        memories = [self._memory(array.name, array.nbytes, views, count) for array in self._arrays]
         reader = Reader(self._files, self._system, self._digest, self._bulk)
-        bad: dict[int, str] = {int(offset): "it is missing" for offset in np.flatnonzero(places == ABSENT)}
-        additional: list[dict[str, Any] | None] = [None] * len(packed)
-        for number, mine in _by_writer(rows):
-            name, offsets, these = self._table.name(number), found[mine], rows[mine]
-            entries = Entries(self._arrays, self._format, reader, name, packed[offsets], these)
+        bad: dict[int, str] = {}
+        if not whole:
+            bad = dict.fromkeys(np.flatnonzero(found.places == ABSENT).tolist(), "it is missing")
+        additional: list[dict[str, Any] | None] = [None] * count
+        for number, offsets in _by_writer(found):
+            name = self._table.name(number)
+            if offsets is None:
+                entries = Entries(self._arrays, self._format, reader, name, found.keys, found.rows)
+            else:
+                picked, rows = found.keys[offsets], found.rows[offsets]
+                entries = Entries(self._arrays, self._format, reader, name, picked, rows)
 
-            def failed(entry: int, reason: str, offsets: _Int64s = offsets) -> None:
-                bad.setdefault(int(offsets[entry]), reason)
+            def failed(entry: int, reason: str, offsets: _Int64s | None = offsets) -> None:
+                bad.setdefault(entry if offsets is None else int(offsets[entry]), reason)
 
-            # first, because it may refuse
-            for entry, content in self._additional(entries, failed):
-                additional[int(offsets[entry])] = content
+            if found.flags & EXTRAS:  # first, because it may refuse
+                for entry, content in self._additional(entries, failed):
+                    additional[entry if offsets is None else int(offsets[entry])] = content
             for position, memory in enumerate(memories):
                 entries.read_rows(position, offsets, memory, failed)
         with self._lock:
-            self._note_read(packed, places, bad, reader)
+            self._note_read(found, bad, reader)
         for offset in bad:
             additional[offset] = None
         return ReadResult(sorted(bad.items()), additional, reader.nbytes, reader.calls)
@@ -296,6 +299,17 @@ class Store:
             raise ValueError("the cache has one entry an item, so passes must be 0.")
         return packed
 
+    def _look(self, keys: Keys) -> Found:
+        items, passes = np.ascontiguousarray(keys.items, np.int64), np.ascontiguousarray(keys.passes, np.int64)
+        if self._bulk is not None and items.shape == passes.shape and items.ndim == 1:
+            with self._lock:
+                found = self._table.look(self._bulk, items, passes, self.spec.descriptor.seeded == "item")
+            if found is not None:
+                return found
+        packed = self._pack(keys)  # which says what is wrong, if that is why
+        with self._lock:
+            return self._table.found(packed)
+
     def _memory(self, name: str, nbytes: int, views: Mapping[str, npt.NDArray[Any]], count: int) -> memoryview:
         if name not in views or len(views[name]) != count:
             got = f"{len(views[name])} rows" if name in views else f"only {sorted(views)}"
@@ -320,15 +334,17 @@ class Store:
             else:
                 yield entry, content
 
-    def _note_read(self, packed: _Int64s, places: _Int64s, bad: dict[int, str], reader: Reader) -> None:
+    def _note_read(self, found: Found, bad: dict[int, str], reader: Reader) -> None:
         stats = self._stats
-        stats.entries_read += len(packed) - len(bad)
-        stats.bad += len(bad)
+        stats.entries_read += len(found.keys) - len(bad)
         stats.bytes_read += reader.nbytes
+        if not bad:
+            return
+        stats.bad += len(bad)
         for reason in bad.values():
             stats.reasons[reason] = stats.reasons.get(reason, 0) + 1
-        if damaged := [offset for offset in bad if places[offset] != ABSENT]:
-            self._table.forget(packed[damaged], places[damaged])
+        if damaged := [offset for offset in bad if found.places[offset] != ABSENT]:
+            self._table.forget(found.keys[damaged], found.places[damaged])
 
     def _absent(self, packed: _Int64s, picked: npt.NDArray[Any]) -> _Int64s:
         picked = np.sort(picked)
@@ -417,13 +433,21 @@ class Store:
         rows[:, RowFormat.HEAD] = generation << np.uint64(48) | flags << np.uint64(32) | lengths
         rows[:, RowFormat.KEY] = keys
         extras = [blob for blob, _ in blobs]
-        rows[:, RowFormat.EXTRA_SUM] = self._sums(keys, checksums.EXTRA, extras)
-        records: list[list[Any]] = []
+        if flags.any():
+            rows[:, RowFormat.EXTRA_SUM] = self._sums(keys, checksums.EXTRA, extras)
+        records: list[Sequence[Any]] = []
         for position, array in enumerate(self._arrays):
-            shrink = self._compressors[position]
-            buffers = list(_rows(memories[position], array.nbytes, picked, shrink))
-            rows[:, RowFormat.SUMS + position] = self._sums(keys, position, buffers)
-            records.append(buffers if shrink else _joined(memories[position], array.nbytes, picked))
+            shrink, memory, nbytes = self._compressors[position], memories[position], array.nbytes
+            if self._bulk is not None and shrink is None:
+                sums = self._bulk.sums(address_of(memory), nbytes, picked, checksums.seeds(keys, position))
+                buffers = joined(memory, nbytes, picked)
+            else:
+                buffers = list(rows_of(memory, nbytes, picked, shrink))
+                sums = self._sums(keys, position, buffers)
+                if shrink is None:
+                    buffers = joined(memory, nbytes, picked)
+            rows[:, RowFormat.SUMS + position] = sums
+            records.append(buffers)
         before = writer.written
         writer.append(rows, records, extras)
         with self._lock:
@@ -448,27 +472,11 @@ class Store:
         ) from error
 
 
-def _by_writer(rows: Words) -> list[tuple[int, Any]]:
-    """The writers of rows, by their numbers, and which rows are theirs."""
-    numbers = rows[:, RowFormat.KEY]
-    if len(numbers) and (numbers == numbers[0]).all():
-        return [(int(numbers[0]), slice(None))]
-    return [(number, np.flatnonzero(numbers == number)) for number in np.unique(numbers).tolist()]
-
-
-def _rows(
-    memory: memoryview, nbytes: int, picked: _Int64s, shrink: Callable[[Any], bytes] | None
-) -> Iterable[memoryview | bytes]:
-    for row in picked.tolist():
-        buffer = memory[row * nbytes : (row + 1) * nbytes]
-        yield shrink(buffer) if shrink else buffer
-
-
-def _joined(memory: memoryview, nbytes: int, picked: _Int64s) -> list[memoryview]:
-    """The rows, those that lie behind one another as one."""
-    breaks = (np.flatnonzero(np.diff(picked) != 1) + 1).tolist()
-    starts, ends = [0, *breaks], [*breaks, len(picked)]
-    return [
-        memory[int(picked[start]) * nbytes : (int(picked[end - 1]) + 1) * nbytes]
-        for start, end in zip(starts, ends, strict=True)
-    ]
+def _by_writer(found: Found) -> list[tuple[int, _Int64s | None]]:
+    """The writers of entries, by their numbers, and the offsets of theirs; None for all of them."""
+    numbers = found.rows[:, RowFormat.KEY]
+    if not found.flags & (MISSING | SEVERAL):
+        return [(int(numbers[0]), None)] if len(numbers) else []
+    there = np.flatnonzero(found.places != ABSENT)
+    numbers = numbers[there]
+    return [(number, there[numbers == number]) for number in np.unique(numbers).tolist()]

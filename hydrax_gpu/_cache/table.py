@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from hydrax_gpu._cache.bulk import EXTRAS, MISSING, PICKLED, SEVERAL, Bulk, Found
 from hydrax_gpu._cache.descriptor import Descriptor
 from hydrax_gpu._cache.index import ABSENT, Index
-from hydrax_gpu._cache.journal import RowFormat, Words, generations
+from hydrax_gpu._cache.journal import FLAG_EXTRA, FLAG_PICKLED, RowFormat, Words, generations
 from hydrax_gpu._cache.peers import JOURNAL, Peer
 from hydrax_gpu._cache.process import Process
 from hydrax_gpu._cache.system import System
@@ -58,6 +59,25 @@ class Table:
     def rows(self, places: _Int64s) -> Words:
         """Rows at places: a copy."""
         return self._rows[places]
+
+    def look(self, bulk: Bulk, items: _Int64s, passes: _Int64s, by_item: bool) -> Found | None:
+        """Keys looked up in one call; None when one is not a key of the cache."""
+        return bulk.look(items, passes, self._descriptor.length, by_item, self._index.runs, self._rows)
+
+    def found(self, keys: _Int64s) -> Found:
+        """What `look` finds, of packed keys."""
+        places = self.find(keys)
+        there = places != ABSENT
+        rows = np.zeros((len(keys), self._rows.shape[1]), np.uint64)
+        rows[there] = some = self._rows[places[there]]
+        numbers, flags = some[:, RowFormat.KEY], some[:, RowFormat.HEAD] >> np.uint64(32)
+        told = {
+            MISSING: not there.all(),
+            SEVERAL: len(some) and (numbers != numbers[0]).any(),
+            EXTRAS: (flags & np.uint64(FLAG_EXTRA)).any(),
+            PICKLED: (flags & np.uint64(FLAG_PICKLED)).any(),
+        }
+        return Found(keys, places, rows, sum(flag for flag, true in told.items() if true))
 
     def sum(self, word: int) -> int:
         """Sum of a word of all entries' rows."""

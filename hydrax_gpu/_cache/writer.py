@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from hydrax_gpu._cache.peers import CLAIM, EXTRA, JOURNAL, data_file
 from hydrax_gpu._cache.process import Process
 from hydrax_gpu._cache.system import System
 
-__all__ = ["Record", "Writer", "new_name"]
+__all__ = ["Record", "Writer", "joined", "new_name", "rows_of"]
 
 Record = Sequence[Any]
 """Buffers of one record, one for each array."""
@@ -92,9 +92,10 @@ class Writer:
                 self._ends[position] += int(sizes.sum())
             if array.nbytes:
                 self._put(data_file("", position), buffers, start)
-        sizes = np.array([len(extra) for extra in extras], np.uint64)
-        rows[:, row.EXTRA] = self._ends[-1] + np.cumsum(sizes) - sizes
-        if sizes.any():
+        rows[:, row.EXTRA] = self._ends[-1]
+        if any(extras):
+            sizes = np.array([len(extra) for extra in extras], np.uint64)
+            rows[:, row.EXTRA] += np.cumsum(sizes) - sizes
             self._put(EXTRA, extras, self._ends[-1])
             self._ends[-1] += int(sizes.sum())
         self._slot += count
@@ -132,6 +133,25 @@ def _close_all(fds: dict[str, int], system: System) -> None:
     for fd in fds.values():
         system.close(fd)
     fds.clear()
+
+
+def rows_of(
+    memory: memoryview, nbytes: int, picked: npt.NDArray[np.int64], shrink: Callable[[Any], bytes] | None
+) -> Iterable[memoryview | bytes]:
+    """Rows of `nbytes` bytes, by their numbers, each compressed if there is something that does that."""
+    for row in picked.tolist():
+        buffer = memory[row * nbytes : (row + 1) * nbytes]
+        yield shrink(buffer) if shrink else buffer
+
+
+def joined(memory: memoryview, nbytes: int, picked: npt.NDArray[np.int64]) -> list[memoryview]:
+    """The rows, those that lie behind one another as one."""
+    breaks = (np.flatnonzero(np.diff(picked) != 1) + 1).tolist()
+    starts, ends = [0, *breaks], [*breaks, len(picked)]
+    return [
+        memory[int(picked[start]) * nbytes : (int(picked[end - 1]) + 1) * nbytes]
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
 def row_size(rows: Words) -> int:

@@ -55,7 +55,6 @@ class GroupCache:
         dropped: batches that were left out.
         troubles: why something is not read or written.
         pending: keys of what waits to be written.
-        kernels: file of the kernels' host library, or None for NumPy to do their work.
         refused: whether what is in it must not be read.
         lock: of the counts.
     """
@@ -72,27 +71,24 @@ class GroupCache:
     dropped: int = 0
     troubles: list[str] = field(default_factory=list[str])
     pending: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
-    kernels: str | None = None
     refused: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
-    def open(
-        name: str, kind: str, spec: StoreSpec, layout: int, arrays: Layout, only: bool, kernels: str | None = None
-    ) -> GroupCache:
+    def open(name: str, kind: str, spec: StoreSpec, layout: int, arrays: Layout, only: bool) -> GroupCache:
         """Opens the store.
 
         Raises:
             CacheMismatch: it is of something else.
             CacheError: it cannot be opened.
         """
-        rows = RowStore(spec, layout, Store.open(spec), kernels)
-        return GroupCache(name, kind, spec, layout, arrays, only, rows, CacheCounts(layout), kernels=kernels)
+        rows = RowStore(spec, layout, Store.open(spec))
+        return GroupCache(name, kind, spec, layout, arrays, only, rows, CacheCounts(layout))
 
     @property
     def worker_spec(self) -> RowCacheSpec:
         """How workers get at it."""
-        return RowCacheSpec(self.spec, loads=self.kind == "direct", kernels=self.kernels)
+        return RowCacheSpec(self.spec, loads=self.kind == "direct")
 
     def add(self, counts: CacheCounts) -> None:
         """Something was done."""

@@ -274,7 +274,7 @@ class Core:
             else:
                 self._faults.suspect(load.plan, suspects)
             if failure is None:
-                self.crew.add_first(load, [(row, row + 1) for row in rows], suspect=True)
+                self.crew.add_first(load, [(row, row + 1) for row in rows], suspect=True, refused=chunk.refused)
             else:
                 self._row_failed(load, rows[0], failure, lethal=True)
             self.crew.add_first(load, [(chunk.begin, rows[0])])
@@ -293,7 +293,7 @@ class Core:
         load.pending -= 1
         bad = {failure.offset: failure for failure in unsent.failures}
         rows = [row for row in range(chunk.begin, chunk.end) if row - chunk.begin not in bad]
-        self.crew.add_first(load, list(runs(rows)))
+        self.crew.add_first(load, list(runs(rows)), refused=chunk.refused)
         for offset, failure in bad.items():
             self._row_failed(load, chunk.begin + offset, failure)
         self._chunk_done(load)

@@ -33,6 +33,7 @@ class Chunk:
 
     @property
     def rows(self) -> int:
+        """How many rows it has."""
         return self.end - self.begin
 
 

@@ -112,7 +112,7 @@ class CachedRows:
 
     def _opened(self) -> RowStore:
         if self._cache is None:
-            self._cache = RowStore(self._spec.store, self._index, kernels=self._spec.kernels)
+            self._cache = RowStore(self._spec.store, self._index)
         return self._cache
 
     def _rows(self, task: Task, begin: int, end: int) -> dict[str, npt.NDArray[Any]]:

@@ -115,23 +115,24 @@ class ChunkRunner:
 
     def run(self, task: Task) -> Done:
         """Loads the rows of a task, and decodes them."""
-        views = self._item_views(task.slot, task.layout)[task.row : task.row + len(task.items)]
+        cache = self._caches.get(task.layout) if task.keys is not None else None
+        reads = cache is not None and not cache.loads
+        views = () if reads else self._item_views(task.slot, task.layout)[task.row : task.row + len(task.items)]
         self._decode_ns = 0
         self._status[self._word + 1] = start = time.perf_counter_ns()
-        cache = self._caches.get(task.layout) if task.keys is not None else None
         unread: tuple[int, ...] = ()
+        failures: Sequence[Failure] = ()
         if cache is None:
             additional, failures = self._load(task, views)
-        elif cache.loads:
-            additional, failures = cache.fill(task, views, self._load, self._decode, self._pass_over)
-        else:
+        elif reads:
             additional, unread = cache.read(task)
             self._pass_over(len(task.items))
-            failures = []
             if task.layout in self._decoders:
                 missing = set(unread)
                 wrong = self._decode(task, [row for row in range(len(task.items)) if row not in missing])
                 unread = tuple(sorted(missing.union(wrong)))
+        else:
+            additional, failures = cache.fill(task, views, self._load, self._decode, self._pass_over)
         end = time.perf_counter_ns()
         counts = self._take_counts() if self._take_counts is not None else None
         caches = None if cache is None else cache.take_counts()
@@ -148,7 +149,7 @@ class ChunkRunner:
             cache.close()
 
     def _load(self, task: Task, views: Sequence[_ItemArrays]) -> tuple[_Additional, list[Failure]]:
-        if self._load_rows is None:
+        if self._load_rows is None or task.encode:  # what is left to a device is read, and no more
             return self._one_by_one(task, views)
         return self._together(self._load_rows, task, views)
 

@@ -29,12 +29,10 @@ class RowCacheSpec:
     Attributes:
         store: what to open.
         loads: whether what is not there is loaded by the worker, and added.
-        kernels: file of the kernels' host library, or None for NumPy to do their work.
     """
 
     store: StoreSpec
     loads: bool
-    kernels: str | None = None
 
 
 class RowStore:
@@ -46,17 +44,14 @@ class RowStore:
         spec: of the store.
         layout: index of the layout whose rows are read and written.
         store: the store, if it is open already.
-        kernels: as of `RowCacheSpec`.
     """
 
-    def __init__(
-        self, spec: StoreSpec, layout: int, store: Store | None = None, kernels: str | None = None
-    ) -> None:  # fmt: skip
+    def __init__(self, spec: StoreSpec, layout: int, store: Store | None = None) -> None:
         self.layout = layout
         self.store = store
         self._by_pass = spec.descriptor.seeded == "pass"
         self._readonly = spec.readonly
-        self._int8 = Int8Rows.of(spec.descriptor, kernels)
+        self._int8 = Int8Rows.of(spec.descriptor, spec.kernels)
         self._refreshed = time.monotonic()
         self._lock = threading.Lock()  # of the counts
         self._counts = CacheCounts(layout)
@@ -118,14 +113,18 @@ class RowStore:
         if self._int8 is not None:
             rows, finish = self._int8.to_read(rows)
         for begin, end in parts:
-            part = Keys(keys.items[begin:end], keys.passes[begin:end])
+            part, views = keys, rows
+            if end - begin < count:
+                part = Keys(keys.items[begin:end], keys.passes[begin:end])
+                views = {name: view[begin:end] for name, view in rows.items()}
             try:
-                result = store.read(part, {name: view[begin:end] for name, view in rows.items()})
+                result = store.read(part, views)
             except (CacheError, OSError, MemoryError) as error:
                 self._count(trouble=str(error) if isinstance(error, UnsafeCache) else f"a read has failed: {error}")
                 bad.extend(range(begin, end))
                 continue
-            bad.extend(begin + offset for offset, _ in result.bad)
+            if result.bad:
+                bad.extend(begin + offset for offset, _ in result.bad)
             additional[begin:end] = result.additional
             hits += end - begin - len(result.bad)
             nbytes += result.nbytes

@@ -119,12 +119,15 @@ class EncodingLoader(Protocol):
         ...
 
 
-def with_encoded(layout: BatchLayout, encoded: Mapping[str, Encoded]) -> BatchLayout:
-    """The layout with room for files, for those arrays that are declared in it as the loader knows them."""
+def with_encoded(layout: BatchLayout, encoded: Mapping[str, Encoded], devices: int = 1) -> BatchLayout:
+    """The layout with room for files, for those arrays that are declared in it as the loader knows them.
+
+    Each of the devices that decode parts of the same batch has its own table of items there.
+    """
     for array in layout.wire:
         each = encoded.get(array.name)
         if each is not None and array.item_shape == each.rows.shape and array.numpy_dtype == each.rows.dtype:
-            items = layout.rows * ctypes.sizeof(Item)
+            items = devices * layout.rows * ctypes.sizeof(Item)
             layout = layout.with_encoded(array.name, HEAD + each.nbytes, items, each.rows)
     return layout
 

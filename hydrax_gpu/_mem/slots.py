@@ -55,18 +55,23 @@ class SlotTable:
 
     @property
     def free_count(self) -> int:
+        """How many slots are FREE."""
         return len(self._free)
 
     def count(self, state: SlotState) -> int:
+        """How many slots are in a state."""
         return self._state.count(state)
 
     def state(self, slot: int) -> SlotState:
+        """Which state a slot is in."""
         return self._state[slot]
 
     def generation(self, slot: int) -> int:
+        """How often a slot was taken."""
         return self._generation[slot]
 
     def is_current(self, slot: int, generation: int) -> bool:
+        """Whether a slot was not taken again since it had this generation."""
         return self._generation[slot] == generation
 
     def take(self) -> tuple[int, int] | None:

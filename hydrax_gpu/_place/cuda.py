@@ -7,7 +7,7 @@ block out again as soon as nothing in Python refers to it, which is the very thi
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cupy  # pyright: ignore[reportMissingImports]
@@ -15,16 +15,26 @@ import numpy as np
 
 from hydrax_gpu._kernels.resize_crop_flip_normalize import Args
 from hydrax_gpu._mem.encoded import PictureRows
+from hydrax_gpu._mem.graphs import FieldArrays, GraphRows, OpenGraph
 from hydrax_gpu._place import jaxio
 from hydrax_gpu._place.conversions import exact
 from hydrax_gpu._place.decoding import bind
-from hydrax_gpu._place.device import Convert, Decoder, DeviceMemory, ImageDecoder, Owner, Picture, Resizer
+from hydrax_gpu._place.device import (
+    Convert,
+    Decoder,
+    DeviceMemory,
+    GraphOutcome,
+    ImageDecoder,
+    Owner,
+    Picture,
+    Resizer,
+)
 from hydrax_gpu._place.dlpack import Exporter
 from hydrax_gpu._spec import Layout
 
-__all__ = ["CudaDevice"]
+__all__ = ["CudaDevice", "CudaGraph"]
 
-_HOST_TO_DEVICE = 1
+_HOST_TO_DEVICE, _DEVICE_TO_DEVICE = 1, 3
 _PORTABLE = 1  # pinned for all devices of the process
 _CUDA, _CUDA_HOST = 2, 3  # DLDeviceType
 
@@ -151,6 +161,11 @@ class CudaDevice:
         with self._here:
             _runtime.memcpyAsync(destination, source, nbytes, _HOST_TO_DEVICE, stream.ptr)
 
+    def copy(self, stream: Any, destination: int, source: int, nbytes: int) -> None:
+        """`cudaMemcpyAsync`."""
+        with self._here:
+            _runtime.memcpyAsync(destination, source, nbytes, _DEVICE_TO_DEVICE, stream.ptr)
+
     def converts(self, source: np.dtype[Any], destination: np.dtype[Any]) -> bool:
         """What `kernels/convert.cu` can do exactly."""
         return exact(source, destination)
@@ -206,6 +221,11 @@ class CudaDevice:
 
         return resize
 
+    def graph(self, rows: GraphRows, training: bool) -> CudaGraph:
+        """By what the rows are made with, which is DALI."""
+        with self._here:
+            return CudaGraph(self._here, rows.open(training, self._id))
+
     # XLA.
 
     def fence(self, stream: Any) -> None:
@@ -236,3 +256,27 @@ class CudaDevice:
         pinned = jax.dlpack.from_dlpack(Exporter(view, (_CUDA_HOST, self._id)), copy=False)
         target = jax.sharding.SingleDeviceSharding(self._jax_device, memory_kind="device")
         return jax.device_put(pinned, target)
+
+
+class CudaGraph:
+    """A graph that was built for a CUDA device.
+
+    Args:
+        here: the device, of CuPy's.
+        graph: the graph.
+    """
+
+    def __init__(self, here: Any, graph: OpenGraph) -> None:
+        self._here, self._graph = here, graph
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See `device.Graph`, as for all that follow."""
+        return self._graph.names
+
+    def run(
+        self, stream: Any, rows: Sequence[int], fields: Mapping[int, FieldArrays], seeds: Mapping[int, int] | None
+    ) -> list[GraphOutcome]:
+        """All of it at once, since which device is current is not to change in between."""
+        with self._here:
+            return list(self._graph.run(rows, fields, seeds, stream.ptr))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -19,10 +19,12 @@ import numpy as np
 
 from hydrax_gpu._kernels.resize_crop_flip_normalize import Args
 from hydrax_gpu._mem.encoded import PictureRows
+from hydrax_gpu._mem.graphs import FieldArrays, GraphRows, Output
 from hydrax_gpu._spec import Layout
 
 __all__ = [
-    "Convert", "Decoder", "Device", "DeviceMemory", "Event", "ImageDecoder", "Owner", "Picture", "Resizer", "Stream",
+    "Convert", "Decoder", "Device", "DeviceMemory", "Event", "Graph", "GraphOutcome", "ImageDecoder", "Owner",
+    "Picture", "Resizer", "Stream",
 ]  # fmt: skip
 
 Stream: TypeAlias = Any
@@ -76,6 +78,28 @@ class ImageDecoder(Protocol):
 
         Returns:
             For each picture None, or why it was refused: its pixels are whatever they are then.
+        """
+        ...
+
+
+GraphOutcome: TypeAlias = "tuple[list[int], Mapping[str, Sequence[Output]] | str, Any]"
+"""`(rows, their outputs by array or why the one of them has none, what must live until those have been read)`."""
+
+
+class Graph(Protocol):
+    """A graph of operators that runs on a device. Called by one thread at a time."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all fields of its items."""
+        ...
+
+    def run(
+        self, stream: Stream, rows: Sequence[int], fields: Mapping[int, FieldArrays], seeds: Mapping[int, int] | None
+    ) -> Iterable[GraphOutcome]:
+        """Runs it on the fields of some rows. The host may block for as long as its part of the work takes.
+
+        Outputs may be read in the order of the stream, and from the host's memory in its order, too.
         """
         ...
 
@@ -190,6 +214,10 @@ class Device(Protocol):
         """Copies from host memory to device memory, when it is the stream's turn."""
         ...
 
+    def copy(self, stream: Stream, destination: int, source: int, nbytes: int) -> None:
+        """Copies within device memory, when it is the stream's turn."""
+        ...
+
     def converts(self, source: np.dtype[Any], destination: np.dtype[Any]) -> bool:
         """Whether `convert` can do this with the very values that `astype` has."""
         ...
@@ -212,6 +240,14 @@ class Device(Protocol):
 
     def resizer(self, rows: PictureRows) -> Resizer:
         """The kernel that makes such rows of decoded pictures."""
+        ...
+
+    def graph(self, rows: GraphRows, training: bool) -> Graph:
+        """What makes such rows of the fields of items, for training or for validation.
+
+        Raises:
+            Exception: it cannot be built for this device; the message says why.
+        """
         ...
 
     # XLA.

@@ -29,7 +29,7 @@ from hydrax_gpu._place import backends, jaxio, settle
 from hydrax_gpu._place.decoding import decodable
 from hydrax_gpu._place.device import Decoder, Device
 from hydrax_gpu._place.dlpack import to_jax
-from hydrax_gpu._place.files import Done, FileDecoder, file_decoder
+from hydrax_gpu._place.files import Done, FileDecoder, file_decoder, give_to_workers
 from hydrax_gpu._place.padding import pad as _pad
 from hydrax_gpu._place.regions import DeviceLayout
 from hydrax_gpu._place.ring import Ring
@@ -201,7 +201,12 @@ class Placer:
     def decode_files(self, slot: int, generation: int, layout: int, plan: BatchPlan, done: Done) -> None:
         """Lets the device decode the files in a slot, see `files.FileDecoder`; `done` is called from another thread."""
         assert self._files is not None
-        self._files.submit(slot, generation, layout, plan, done)
+
+        def then(refused: Mapping[int, str], error: Exception | None) -> None:
+            give_to_workers(self._arena, slot, self._specs[layout], refused)
+            done(refused, error)
+
+        self._files.submit(slot, generation, layout, plan, then)
 
     def place(
         self,
@@ -301,7 +306,8 @@ class Placer:
                 self._note("delivery='alias' cannot be had on this device: batches are copied")
         elif narrowed:
             if self._delivery == "alias":
-                _log.warning("delivery='alias' cannot be had for 64-bit arrays while jax_enable_x64 is off: copying")
+                text = "delivery='alias' cannot be had for 64-bit arrays while jax_enable_x64 is off: copying"
+                _log.warning("%s", text) if device is None else self._note(text)
         elif device is not None:
             if self._wants_alias:
                 plan = DeviceLayout.build(layout, dtypes, device.converts, self._decoder(layout, device))
@@ -397,8 +403,8 @@ class Placer:
         else:
             self._host_views(entry, slot, plan)
         if self._files is not None and self._files_of[layout]:
-            there = [each.name for each in entry.layout.encoded]
-            ring.fill(slot, generation, layout, plan.rows, self._files.event(slot, generation), there)
+            event, there = self._files.event(slot, generation), self._files.names(layout)
+            ring.fill(slot, generation, layout, plan.rows, event, there)
         else:
             ring.fill(slot, generation, layout, plan.rows)
         arrays = ring.export(slot, layout, plan.rows, on_release)

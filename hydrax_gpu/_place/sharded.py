@@ -18,14 +18,15 @@ the same order as all their others, and this is a thread that follows no order o
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -34,10 +35,12 @@ from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._place import backends, jaxio, settle
 from hydrax_gpu._place.device import Device
 from hydrax_gpu._place.dlpack import to_jax
+from hydrax_gpu._place.files import Done
 from hydrax_gpu._place.padding import pad
 from hydrax_gpu._place.placer import AUTO_ON_DEVICE, DeliveryMode, Placement
 from hydrax_gpu._place.setup import pin
 from hydrax_gpu._place.sharded_devices import DeviceRings, ShardLayout
+from hydrax_gpu._place.sharded_files import ShardedFiles, obstacle
 from hydrax_gpu._place.shards import ArrayShards, BatchShards, Index, Piece, Shards, index_of
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._spec import ArrayLayout, Layout
@@ -132,6 +135,8 @@ class ShardedPlacer:
         self._host_memory = False
         self._devices: dict[Any, Device] = {}
         self._rings: DeviceRings | None = None
+        self._files: ShardedFiles | None = None
+        self._files_of = [False] * len(shards.layouts)
         self._imports_pinned = True
         self.deferred = False
         """Whether JAX may keep a slot until its next call."""
@@ -176,18 +181,22 @@ class ShardedPlacer:
         """Whether a device decodes the arrays of a layout, so that workers must not."""
         return False
 
-    pictures_by = ""
-    """What decodes the pictures of files that workers leave to it: nothing does."""
+    @property
+    def pictures_by(self) -> str:
+        """What decodes compressed files in place of the workers; "" when they do."""
+        return self.device_name or "" if self._files is not None else ""
 
     def takes_files(self, layout: int) -> bool:
-        """Whether a device decodes the compressed files of a layout, so that workers leave them to it."""
-        return False
+        """Whether the devices decode the compressed files of a layout, so that workers leave them to them."""
+        if self._shards.layouts[layout].encoded and self._layouts is None:
+            with contextlib.suppress(Exception):  # which `place` will raise again, where it can be told
+                self.prepare()
+        return self._files_of[layout]
 
-    def decode_files(
-        self, slot: int, generation: int, layout: int, plan: BatchPlan, done: Callable[..., None]
-    ) -> NoReturn:
-        """Never called, since no files are taken."""
-        raise AssertionError("files were left to devices that do not decode them")
+    def decode_files(self, slot: int, generation: int, layout: int, plan: BatchPlan, done: Done) -> None:
+        """Lets the devices decode the files in a slot; `done` is called from another thread."""
+        assert self._files is not None
+        self._files.submit(slot, generation, layout, plan, done)
 
     def place(
         self,
@@ -208,7 +217,10 @@ class ShardedPlacer:
         if "ring" in ways:
             assert self._rings is not None
             views = self._host_views(entry, slot, plan)
-            parts = self._rings.place(slot, generation, entry.rings[rows], on_release)
+            files, there = None, list[str]()
+            if self._files is not None and self._files_of[layout]:
+                files, there = partial(self._files.event, slot=slot, generation=generation), self._files.names(layout)
+            parts = self._rings.place(slot, generation, entry.rings[rows], on_release, files, there)
             shared = [array.name for array in arrays if array.way == "ring" and not _by_xla(parts, array)]
             return Placement(MappingProxyType(_assemble(arrays, views, parts)), shared, copying=True)
         if ways == {"copy"}:
@@ -246,6 +258,8 @@ class ShardedPlacer:
 
     def close(self) -> None:
         """Waits until no device reads host memory. Idempotent."""
+        if self._files is not None:
+            self._files.close()
         if self._rings is not None:
             self._rings.close()
 
@@ -293,7 +307,32 @@ class ShardedPlacer:
             self._rings = DeviceRings(self._devices, self._arena, kinds)
             for note in self._rings.notes:
                 self._note(note)
+            self._take_files(self._rings, layouts)
         return layouts
+
+    def _take_files(self, rings: DeviceRings, layouts: Sequence[_Layout]) -> None:
+        """Decides of which groups the devices decode the files."""
+        wanted = [bool(entry.layout.encoded) for entry in layouts]
+        for index, entry in enumerate(layouts):
+            for rows, arrays in entry.arrays.items() if wanted[index] else ():
+                shared = {array.name: array.way == "ring" for array in arrays}
+                if why := obstacle(entry.layout, shared, self._shards.of(index, rows)):
+                    wanted[index] = False
+                    self._note(f"workers decode the files of a group, and not the devices: {why}")
+                    break
+        if not any(wanted):
+            return
+        specs = [entry.layout if wants else None for entry, wants in zip(layouts, wanted, strict=True)]
+        share = {each: (i, self._shards.devices) for i, each in enumerate(self._devices)}
+        with_rings = {each: (self._devices[each], ring) for each, ring in rings.rings.items()}
+
+        def there(layout: int, plan: BatchPlan) -> Mapping[Any, ShardLayout]:
+            return rings.layouts(layouts[layout].rings[len(plan.global_indices)])
+
+        try:
+            self._files, self._files_of = ShardedFiles(with_rings, self._arena, specs, there, share), wanted
+        except Exception as error:  # of the libraries that decode, and of the compiler for the devices
+            self._note(f"workers decode the files, and not the devices: {type(error).__name__}: {error}")
 
     def _choose(self, entry: _Layout, array: ArrayLayout, batch: BatchShards) -> _Array:
         shards, held = batch.arrays[array.name], jaxio.canonical(array.numpy_dtype)

@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu._mem.arena import Arena
-from hydrax_gpu._place.device import Convert, Device
+from hydrax_gpu._place.device import Convert, Device, Event
 from hydrax_gpu._place.regions import DeviceLayout, Region
 from hydrax_gpu._place.ring import Ring
 from hydrax_gpu._place.setup import ring_memory
 from hydrax_gpu._place.shards import BatchShards
+from hydrax_gpu._place.targets import Part
 from hydrax_gpu._spec import ALIGNMENT, Layout
 
 __all__ = ["DeviceRings", "ShardLayout"]
@@ -32,6 +33,7 @@ class _Part:
     source: int  # in the host's
     nbytes: int
     rows: int
+    begin: int  # the first of them, in the host's slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class ShardLayout(DeviceLayout):
                 continue
             (piece,) = pieces
             rows, wanted = piece.end - piece.begin, dtypes[array.name]
-            part = _Part(end, array.offset + piece.begin * array.row_nbytes, rows * array.row_nbytes, rows)
+            part = _Part(end, array.offset + piece.begin * array.row_nbytes, rows * array.row_nbytes, rows, piece.begin)
             end = _aligned(end + part.nbytes)
             offset, how = part.offset, "as it is"
             if wanted != array.numpy_dtype:
@@ -82,8 +84,20 @@ class ShardLayout(DeviceLayout):
         return ShardLayout(layout.rows, tuple(regions), end, (), None, tuple(parts))
 
     def copies(self, rows: int, there: Collection[str] = ()) -> list[tuple[int, int]]:
-        """`(offset, bytes)` of each array. None is `there` already: only whole batches come as files."""
-        return [(part.offset, part.nbytes) for part in self.parts]
+        """`(offset, bytes)` of each array that is not `there` already."""
+        return [
+            (part.offset, part.nbytes)
+            for region, part in zip(self.regions, self.parts, strict=True)
+            if region.name not in there
+        ]
+
+    @property
+    def rows_of(self) -> dict[str, Part]:
+        """The rows of each array that the device has."""
+        return {
+            region.name: Part(part.begin, part.begin + part.rows, part.offset, part.nbytes // part.rows)
+            for region, part in zip(self.regions, self.parts, strict=True)
+        }
 
     def source(self, offset: int) -> int:
         """Where the host's slot has what is copied to an offset."""
@@ -138,17 +152,42 @@ class DeviceRings:
                 self.notes += [note] if note else []
 
     @property
+    def rings(self) -> Mapping[Any, Ring]:
+        """The rings, by `jax.Device`."""
+        return self._rings
+
+    def layouts(self, index: int) -> Mapping[Any, ShardLayout]:
+        """What each device has of a kind of batch."""
+        return self._layouts[index]
+
+    @property
     def nbytes(self) -> int:
         """Memory of all devices together."""
         return sum(ring.memory.nbytes for ring in self._rings.values())
 
     def place(
-        self, slot: int, generation: int, index: int, on_release: Callable[[], None]
+        self,
+        slot: int,
+        generation: int,
+        index: int,
+        on_release: Callable[[], None],
+        files: Callable[[Any], Event] | None = None,
+        there: Collection[str] = (),
     ) -> dict[str, dict[Any, Any]]:
-        """The parts of a full slot: for each array by device. `on_release` is called when nothing refers to any."""
+        """The parts of a full slot: for each array by device.
+
+        Args:
+            slot: the slot.
+            generation: its generation.
+            index: of its layout.
+            on_release: called when nothing refers to any of them.
+            files: what marks, by `jax.Device`, that the arrays in `there` are on the device already, None for none.
+            there: their names.
+        """
         involved = {device: ring for device, ring in self._rings.items() if self._layouts[index][device].regions}
         for device, ring in involved.items():
-            ring.fill(slot, generation, index, self._layouts[index][device].rows)
+            event = None if files is None else files(device)
+            ring.fill(slot, generation, index, self._layouts[index][device].rows, event, there)
         self._copying[slot, generation] = len(involved)
         self._out[slot] = list(involved.values())
         released = _LastOf(len(involved), on_release)

@@ -95,6 +95,8 @@ class Shards:
             layout.with_rows(len(self._known[index, layout.rows].rows)) for index, layout in enumerate(layouts)
         ]
         """What this process has of each group's batches."""
+        self.devices = len({device for each in self.shardings.values() for device in each.addressable_devices})
+        """Number of devices of this process."""
 
     def of(self, layout: int, rows: int) -> BatchShards:
         """The shards of a batch with so many rows in all processes."""

@@ -13,6 +13,7 @@ __all__ = ["array_name", "companion", "dtype_in", "number", "numbers"]
 
 
 def companion(what: str, other: str, name: str, declared: Mapping[str, Kept]) -> Kept:
+    """The declaration of another array than `name`, which a decode needs beside it."""
     if other == name or other not in declared:
         others = [each for each in declared if each != name]
         raise ValueError(
@@ -22,16 +23,19 @@ def companion(what: str, other: str, name: str, declared: Mapping[str, Kept]) ->
 
 
 def dtype_in(decode: str, what: str, dtype: np.dtype[Any], allowed: Sequence[str]) -> None:
+    """Refuses a dtype that a decode has no kernel for."""
     if dtype.name not in allowed:
         raise ValueError(f"{decode}: got {what} {dtype.name}, wanted {' or '.join(allowed)}")
 
 
 def array_name(what: str, value: object) -> None:
+    """Refuses what cannot be the name of an array."""
     if not isinstance(value, str) or not value:
         raise TypeError(f"{what}: got {value!r}, wanted the name of an array")
 
 
 def number(what: str, value: object) -> float:
+    """A number as a float."""
     try:
         return float(cast("SupportsFloat", value))
     except (TypeError, ValueError):

@@ -176,6 +176,7 @@ def axis_of(order: str) -> int:
 
 
 def moved(shape: tuple[int, ...], order: str) -> tuple[int, ...]:
+    """The shape that a picture of this shape has in the batch."""
     if order == "HWC->CHW":
         return (shape[-1], *shape[:-1])
     return (*shape[1:], shape[0]) if order == "CHW->HWC" else shape

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu.loaders._dali_random import Draw
-from hydrax_gpu.loaders._dali_sample import Node, Sample, input_names
+from hydrax_gpu.loaders._dali_sample import Node, Sample, asks_for_device, input_names
 
 __all__ = [
     "Blueprint",
@@ -44,10 +44,22 @@ _NOISE = ("Critical error in pipeline:", "Current pipeline object is no longer v
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a pipeline is made with, besides its graph."""
+    """What a pipeline is made with, besides its graph.
+
+    Attributes:
+        threads: of DALI's.
+        options: arguments of `Pipeline` beside ours.
+        device_id: number of the GPU that it is for; None for the CPU.
+        pads: for some outputs the value that fills them up, and the shape to which it does. (On the CPU the copy into
+            the batch's row does that.)
+    """
 
     threads: int
     options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    device_id: int | None = None
+    pads: Mapping[str, tuple[float, tuple[int, ...]]] = field(
+        default_factory=dict[str, "tuple[float, tuple[int, ...]]"]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,8 @@ class Blueprint:
         draws: input → random numbers that it is fed with.
         images: inputs that a decoder of images reads as they are.
         outputs: names of the outputs, in order.
+        on_device: whether anything of it is made for a GPU, if there is one.
+        alone: whether it is a pipeline of the user's, of which the CPU's is another that need not be had.
     """
 
     make: Callable[[int], Any]
@@ -69,6 +83,8 @@ class Blueprint:
     draws: Mapping[str, Draw]
     images: frozenset[str]
     outputs: tuple[str, ...]
+    on_device: bool = False
+    alone: bool = False
 
 
 def require_dali() -> None:
@@ -119,13 +135,17 @@ def blueprint_of(
         pipe = dali.Pipeline(
             batch_size=capacity,
             num_threads=settings.threads,
-            device_id=None,
+            device_id=settings.device_id,
             prefetch_queue_depth=1,
             **settings.options,
         )
+        device = "cpu" if settings.device_id is None else "gpu"
         with pipe:
-            sample = Sample(names, lambda name: dali.fn.external_source(name=name, no_copy=True), training)
+            sample = Sample(names, lambda name: dali.fn.external_source(name=name, no_copy=True), training, device)
             outputs = _outputs(graph(sample), arrays, dali)
+            for name, (value, shape) in settings.pads.items():
+                axes = list(range(len(shape)))
+                outputs[name] = dali.fn.pad(outputs[name], fill_value=value, axes=axes, shape=list(shape))
             pipe.set_outputs(*outputs.values())
         return pipe, sample, outputs
 
@@ -137,8 +157,10 @@ def blueprint_of(
     _, sample, outputs = build(1)
     fields, draws = input_names(sample)
     images: set[str] = set()
+    on_device = asks_for_device(sample) or any(node.device != "cpu" for node in outputs.values())
     for operator in _operators(outputs.values()):
         schema = operator.schema.Name()
+        on_device |= any(node.device != "cpu" for node in operator.inputs)
         inputs = [node.source.name for node in _flat(operator.inputs[:1])]
         if _reads_images(schema):
             unseen = [name for name in inputs if name not in fields]
@@ -161,7 +183,7 @@ def blueprint_of(
             )
         if operator.schema.IsStateful() or schema in _ADVICE:
             raise ValueError(_refusal(schema, _ADVICE.get(schema, "")))
-    return Blueprint(make, None, fields, draws, frozenset(images), tuple(outputs))
+    return Blueprint(make, None, fields, draws, frozenset(images), tuple(outputs), on_device)
 
 
 def _refusal(operator: str, why: str) -> str:
@@ -254,13 +276,14 @@ class PipelineRunner:
         self._held: Feeds = {}
 
     def run(
-        self, rows: list[int], feeds: Mapping[str, Mapping[int, npt.NDArray[Any]]]
+        self, rows: list[int], feeds: Mapping[str, Mapping[int, npt.NDArray[Any]]], stream: int | None = None
     ) -> Iterator[tuple[list[int], Sequence[Any] | Exception]]:
         """Yields `(rows, outputs)` for the rows of which something has come, and `(row, error)` for the others.
 
         Args:
             rows: numbers of the rows to run.
-            feeds: for each input the array of each of these rows.
+            feeds: for each input the array of each of these rows. They are read until the outputs are let go of.
+            stream: in whose order the outputs of a GPU can be read; None to wait until they are there.
         """
         waiting = [rows]
         limit = self._blueprint.capacity
@@ -270,7 +293,9 @@ class PipelineRunner:
                 waiting += [some[limit:], some[:limit]]
                 continue
             try:
-                outputs = self._run({name: [arrays[row] for row in some] for name, arrays in feeds.items()}, len(some))
+                outputs = self._run(
+                    {name: [arrays[row] for row in some] for name, arrays in feeds.items()}, len(some), stream
+                )
             except Exception as error:
                 # Whatever DALI says about it, the pipeline is not to be used again. Another costs a few milliseconds.
                 self._pipe = None
@@ -283,7 +308,12 @@ class PipelineRunner:
             else:
                 yield some, outputs
 
-    def _run(self, feeds: Mapping[str, list[npt.NDArray[Any]]], count: int) -> Sequence[Any]:
+    @property
+    def held(self) -> object:
+        """What the last run has read, which a GPU may have yet to do when that has returned."""
+        return self._held
+
+    def _run(self, feeds: Mapping[str, list[npt.NDArray[Any]]], count: int, stream: int | None) -> Sequence[Any]:
         if self._pipe is None or count > self._capacity:
             limit = self._blueprint.capacity
             self._capacity = limit if limit is not None else max(_CAPACITY, count)
@@ -293,7 +323,7 @@ class PipelineRunner:
         self._held = {name: _batch(arrays) for name, arrays in feeds.items()}
         for name, arrays in self._held.items():
             self._pipe.feed_input(name, arrays)
-        outputs = self._pipe.run()
+        outputs = self._pipe.run() if stream is None else self._pipe.run(stream)
         del held
         return outputs
 

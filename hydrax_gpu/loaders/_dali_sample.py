@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, cast, final
+from typing import Any, Literal, TypeAlias, cast, final
 
 import numpy as np
 import numpy.typing as npt
 
 from hydrax_gpu.loaders._dali_random import Choice, CoinFlip, Draw, Normal, Uniform
 
-__all__ = ["Node", "Random", "Sample", "input_names"]
+__all__ = ["Node", "Random", "Sample", "asks_for_device", "input_names"]
 
 Node: TypeAlias = Any
 """A `nvidia.dali.pipeline.DataNode`."""
@@ -167,12 +167,34 @@ class Sample:
     random: Random
     """Random numbers for the item."""
 
-    def __init__(self, names: Sequence[str], make_input: MakeInput, training: bool) -> None:
+    def __init__(
+        self, names: Sequence[str], make_input: MakeInput, training: bool, device: Literal["cpu", "gpu"] = "cpu"
+    ) -> None:
         self.training = training
+        self._device: Literal["cpu", "gpu"] = device
+        self._asked = False
         self.random = Random(make_input, training)
         self._names = tuple(names)
         self._make_input = make_input
         self._nodes: dict[str, Node] = {}
+
+    @property
+    def device(self) -> Literal["cpu", "gpu"]:
+        """What the graph is built for: `"gpu"` where a GPU runs it (see `DaliLoader`), otherwise `"cpu"`.
+
+        For operators that take nothing that is on the GPU yet: `fn.copy(sample.data, device=sample.device)`. All that
+        comes of what is there is there, too.
+        """
+        self._asked = True
+        return self._device
+
+    @property
+    def mixed(self) -> Literal["cpu", "mixed"]:
+        """The same for decoders of images, which DALI has `"mixed"` where their output is on the GPU.
+
+        `fn.decoders.image(sample.image, device=sample.mixed)`
+        """
+        return "cpu" if self.device == "cpu" else "mixed"
 
     def __getitem__(self, name: str) -> Node:
         """The node of a field.
@@ -205,6 +227,11 @@ def input_names(sample: Sample) -> tuple[dict[str, str], dict[str, Draw]]:
     nodes = cast("Mapping[str, Node]", sample._nodes)  # pyright: ignore[reportPrivateUsage]
     draws = cast("Mapping[str, Draw]", sample.random._draws)  # pyright: ignore[reportPrivateUsage]
     return {f"field_{names.index(name)}": name for name in nodes}, dict(draws)
+
+
+def asks_for_device(sample: Sample) -> bool:
+    """Whether a graph has asked its sample what it is built for."""
+    return sample._asked  # pyright: ignore[reportPrivateUsage]
 
 
 def _shape(name: str, shape: Shape) -> tuple[int, ...]:

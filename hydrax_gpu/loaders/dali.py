@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, final
 
@@ -12,7 +13,10 @@ import numpy.typing as npt
 
 from hydrax_gpu._arguments import at_least, choice
 from hydrax_gpu._exec.role import threads_per_worker
+from hydrax_gpu._mem.graphs import GraphFiles, write_fields
+from hydrax_gpu._spec import Layout
 from hydrax_gpu.loaders import _dali_graph, _dali_pipeline
+from hydrax_gpu.loaders._dali_device import DaliRows, room_for
 from hydrax_gpu.loaders._dali_fields import Fields, Readers, check_image, describe_item
 from hydrax_gpu.loaders._dali_graph import Blueprint, Graph, PipelineRunner, Settings
 
@@ -25,6 +29,10 @@ Arrays: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Outcome: TypeAlias = "dict[str, Any] | Exception | None"
 
 _MAX_PIXELS = 1 << 28
+_RECORDS = 1 << 10
+"""Bytes beside the fields of an item, which tell what they are."""
+
+_NOT_PICKLED = ("_local", "_lock", "_counts")
 
 
 class _Ready(NamedTuple):
@@ -33,11 +41,20 @@ class _Ready(NamedTuple):
     runner: PipelineRunner
 
 
+class _Read(NamedTuple):
+    """What is read of an item: its fields, input → field, and which inputs are images."""
+
+    fields: Fields
+    inputs: Mapping[str, str]
+    images: frozenset[str]
+
+
 class _Local(threading.local):
-    """What belongs to one thread: DALI's pipelines, by what they are for."""
+    """What belongs to one thread: DALI's pipelines, by what they are for, and what is read for a device."""
 
     def __init__(self) -> None:
         self.ready: dict[tuple[bool, type, tuple[str, ...]], _Ready] = {}
+        self.read: dict[tuple[bool, type, tuple[str, ...]], _Read] = {}
 
 
 @final
@@ -76,13 +93,19 @@ class DaliLoader:
         pad: for some arrays a value: a smaller output is put at the beginning of each axis, and the rest is filled with
             it. Return `node.shape()` as another array to know how much is real. Other outputs must have the declared
             shape.
-        device: `"cpu"`, or `"auto"`, which is the same for now. `"gpu"` is not there yet.
-        num_threads: DALI's threads in each worker; by default the worker's share of the processors.
+        device: where the graph runs. `"cpu"`: in the workers. `"auto"`: on the GPU that the batches are for, if there
+            is one, `delivery="alias"` shares its memory, and the graph has something to compute there
+            (`Sample.device`, `Sample.mixed`); otherwise in the workers. `"gpu"`: the same, and where the workers have
+            to run it, the report and a line in the log say so.
+        num_threads: DALI's threads in each worker; by default the worker's share of the processors. On a GPU those of
+            the main process; by default one a processor, and at most 8.
         max_pixels: images of more pixels than this are bad, and not decoded.
+        encoded_bytes: on a GPU, items whose fields have up to so many bytes are left to it, and each row of a slot has
+            so much host memory for them; workers run the graph of those that have more. By default twice the number of
+            elements of an item's arrays, and at least 64 KiB; 0 leaves nothing to a GPU.
 
     Raises:
         TypeError, ValueError: an argument is not valid.
-        NotImplementedError: `device="gpu"`.
         ImportError: DALI is not installed.
     """
 
@@ -96,10 +119,11 @@ class DaliLoader:
         device: DeviceName = "auto",
         num_threads: int | None = None,
         max_pixels: int = _MAX_PIXELS,
+        encoded_bytes: int | None = None,
     ) -> None:
         if not callable(graph):
             raise TypeError(f"graph: got {type(graph).__name__}, wanted a function of a sample that returns nodes")
-        self._setup(graph, None, fields, read, pad, device, num_threads, max_pixels)
+        self._setup(graph, None, fields, read, pad, device, num_threads, max_pixels, encoded_bytes)
 
     @classmethod
     def from_pipeline(
@@ -114,6 +138,7 @@ class DaliLoader:
         device: DeviceName = "auto",
         num_threads: int | None = None,
         max_pixels: int = _MAX_PIXELS,
+        encoded_bytes: int | None = None,
     ) -> DaliLoader:
         """Takes a DALI pipeline as it is, whose external sources are fed with fields of the items.
 
@@ -125,21 +150,23 @@ class DaliLoader:
         Args:
             pipeline: a `Pipeline`, which is serialized here, without Python functions in it; or a picklable function
                 that returns one, such as what `pipeline_def` makes, which is called in each worker with `batch_size`,
-                `num_threads`, `device_id=None` and `prefetch_queue_depth=1`.
+                `num_threads`, `device_id=None` and `prefetch_queue_depth=1`, and, with `device="gpu"`, in the main
+                process with the GPU's `device_id`.
             inputs: names of its external sources, each with the name of the field that it is fed with, if that is
                 another. Each has to be fed once a run: without `source`, and with `batch=True`.
             outputs: names of its outputs, in order, as the arrays are called.
             fields: as for a graph; this and all others.
+            device: as for a graph, but that `"auto"` is the CPU: what a pipeline computes where is its own business. A
+                `Pipeline` that was made for a GPU needs `"gpu"`, and what that refuses no worker can run.
 
         Raises:
             TypeError, ValueError: an argument is not valid, or the pipeline reads data by itself.
-            NotImplementedError: the pipeline is for a GPU.
             ImportError: DALI is not installed.
         """
         _dali_graph.require_dali()
-        made = _dali_pipeline.Pipelined.of(pipeline, inputs, outputs)
+        made = _dali_pipeline.Pipelined.of(pipeline, inputs, outputs, device)
         loader = cls.__new__(cls)
-        loader._setup(None, made, fields, read, pad, device, num_threads, max_pixels)
+        loader._setup(None, made, fields, read, pad, device, num_threads, max_pixels, encoded_bytes)
         return loader
 
     def _setup(
@@ -152,12 +179,9 @@ class DaliLoader:
         device: DeviceName,
         num_threads: int | None,
         max_pixels: int,
+        encoded_bytes: int | None,
     ) -> None:
         choice("device", device, _DEVICES)
-        if device == "gpu":
-            raise NotImplementedError(
-                "device='gpu': decoding on a GPU is not there yet. The same graph runs with device='cpu'."
-            )
         if isinstance(fields, str):
             raise TypeError(f"fields: got {fields!r}, wanted a sequence of names, such as ({fields!r},)")
         for name, function in (read or {}).items():
@@ -172,12 +196,23 @@ class DaliLoader:
         self._device: DeviceName = device
         self._threads = None if num_threads is None else at_least("num_threads", num_threads, 1)
         self._max_pixels = at_least("max_pixels", max_pixels, 1)
+        self._encoded_bytes = None if encoded_bytes is None else at_least("encoded_bytes", encoded_bytes, 0)
+        self._begin()
+
+    def _begin(self) -> None:
         self._local = _Local()
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def wants_device(self) -> bool:
+        """Whether a GPU was asked for, so that it is to be said when there is none."""
+        return self._device == "gpu"
 
     # Being sent to workers.
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in vars(self).items() if name != "_local"}
+        state = {name: value for name, value in vars(self).items() if name not in _NOT_PICKLED}
         for what in ("_graph", "_read", "_pipeline"):
             try:
                 pickle.dumps(state[what])
@@ -191,7 +226,7 @@ class DaliLoader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._local = _Local()
+        self._begin()
         _dali_graph.import_dali()  # now, while the worker starts, and not when the first batch is waited for
 
     # Loading.
@@ -223,6 +258,76 @@ class DaliLoader:
                 self._load(ready, rows, items, arrays, seeds, outcomes)
         return outcomes
 
+    def take_counts(self) -> dict[str, int] | None:
+        """What did not go as it should since this was last asked for, as lines of text with counts; None for nothing.
+
+        The report of a `Dataloader` has them as `fallbacks`.
+        """
+        if not self._counts:
+            return None
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+        return dict(counts)
+
+    # For a device.
+
+    def graph_files(self, layout: Layout, data: Sequence[Any], training: bool) -> GraphFiles | None:
+        """What a device can be given in place of rows; None for nothing. See `_mem.graphs.GraphLoader`.
+
+        Args:
+            layout: of the batches.
+            data: the items.
+            training: whether they are for training.
+        """
+        wanted = ("gpu",) if self._pipeline is not None else ("gpu", "auto")
+        if self._device not in wanted or self._encoded_bytes == 0:
+            return None
+        rows = DaliRows(layout, data, self._fields_of, self._blueprint_of, self._pad, self._threads)
+        return GraphFiles((self._encoded_bytes or room_for(layout)) + _RECORDS, rows, training)
+
+    def encode(self, item: Any, arrays: Arrays, encoded: Arrays, seed: int | None) -> dict[str, Any] | None:
+        """Reads an item for a device, or, if that cannot be given it, loads it as a call does.
+
+        Args:
+            item: its descriptor.
+            arrays: its rows by name.
+            encoded: memory for its fields, uint8, under one name.
+            seed: as for a call.
+
+        Raises:
+            Exception: what is wrong with the item or the graph.
+        """
+        (row,) = encoded.values()
+        write_fields(row, (), None)  # what an earlier item left there is not to be taken for this one's
+        read = self._reads(item, tuple(arrays), seed is not None)
+        try:
+            found = self._fed(read.fields, read.inputs, read.images, item)
+        except Exception as error:
+            raise _told(error, describe_item(read.fields, item, [*read.inputs.values()])) from None
+        if write_fields(row, read.fields.names, {read.inputs[source]: array for source, array in found.items()}):
+            return None
+        with self._lock:
+            self._counts[
+                "a worker ran the DALI graph of an item for a device: its fields have more bytes than encoded_bytes "
+                f"allows ({row.size - _RECORDS:,})"
+            ] += 1
+        return self(item, arrays, seed)
+
+    def _reads(self, item: Any, arrays: tuple[str, ...], training: bool) -> _Read:
+        key = training, cast("object", item).__class__, arrays
+        read = self._local.read.get(key)
+        if read is None:
+            if self._pipeline is not None:  # which may be one that no worker can make
+                fields = self._fields_of(item)
+                read = _Read(fields, self._pipeline.inputs, self._pipeline.images(fields, item))
+            else:
+                ready = self._ready(item, arrays, training)
+                read = _Read(ready.fields, ready.blueprint.fields, ready.blueprint.images)
+            self._local.read[key] = read
+        return read
+
+    # On the CPU.
+
     def _load(
         self,
         ready: _Ready,
@@ -238,7 +343,7 @@ class DaliLoader:
         good: list[int] = []
         for row in rows:
             try:
-                found = self._fed(fields, blueprint, items[row])
+                found = self._fed(fields, blueprint.fields, blueprint.images, items[row])
             except Exception as error:
                 outcomes[row] = _told(error, describe_item(fields, items[row], used))
                 continue
@@ -257,29 +362,36 @@ class DaliLoader:
             for name, output in zip(blueprint.outputs, outputs, strict=True):
                 self._write(name, output, some, arrays, outcomes)
 
-    def _fed(self, fields: Fields, blueprint: Blueprint, item: Any) -> dict[str, npt.NDArray[Any]]:
+    def _fed(
+        self, fields: Fields, inputs: Mapping[str, str], images: frozenset[str], item: Any
+    ) -> dict[str, npt.NDArray[Any]]:
         found: dict[str, npt.NDArray[Any]] = {}
-        for source, name in blueprint.fields.items():
+        for source, name in inputs.items():
             array = fields.array(item, name)
-            if source in blueprint.images:
+            if source in images:
                 check_image(array, self._max_pixels)
             found[source] = array
         return found
+
+    def _fields_of(self, item: Any) -> Fields:
+        return Fields(item, self._names, self._read)
 
     def _ready(self, item: Any, arrays: tuple[str, ...], training: bool) -> _Ready:
         key = training, cast("object", item).__class__, arrays
         ready = self._local.ready.get(key)
         if ready is None:
-            fields = Fields(item, self._names, self._read)
-            blueprint = self._blueprint(fields, item, arrays, training)
+            fields = self._fields_of(item)
+            settings = Settings(self._threads or threads_per_worker())
+            blueprint = self._blueprint_of(fields, item, arrays, training, settings)
             ready = self._local.ready[key] = _Ready(fields, blueprint, PipelineRunner(blueprint))
         return ready
 
-    def _blueprint(self, fields: Fields, item: Any, arrays: tuple[str, ...], training: bool) -> Blueprint:
+    def _blueprint_of(
+        self, fields: Fields, item: Any, arrays: tuple[str, ...], training: bool, settings: Settings
+    ) -> Blueprint:
         unknown = sorted(set(self._pad) - set(arrays))
         if unknown:
             raise TypeError(f"pad: there is no array {', '.join(unknown)}; declared are {', '.join(arrays)}")
-        settings = Settings(self._threads or threads_per_worker())
         if self._pipeline is not None:
             return self._pipeline.blueprint(fields, item, arrays, settings)
         return _dali_graph.blueprint_of(cast("Graph", self._graph), fields.names, arrays, training, settings)

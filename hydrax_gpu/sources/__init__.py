@@ -7,6 +7,9 @@ if TYPE_CHECKING:
     from hydrax_gpu.sources._arrow import ArrowSource as ArrowSource
     from hydrax_gpu.sources._arrow import ParquetSource as ParquetSource
     from hydrax_gpu.sources._arrow import TableRow as TableRow
+    from hydrax_gpu.sources._examples import ExampleSource as ExampleSource
+    from hydrax_gpu.sources._examples import Field as Field
+    from hydrax_gpu.sources._examples import parse_example as parse_example
     from hydrax_gpu.sources._folder import ImageFolder as ImageFolder
     from hydrax_gpu.sources._maps import HuggingFaceSource as HuggingFaceSource
     from hydrax_gpu.sources._maps import ItemOf as ItemOf
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
 _HOME = {
     "ArrowSource": "_arrow",
     "ParquetSource": "_arrow",
+    "ExampleSource": "_examples",
+    "Field": "_examples",
+    "parse_example": "_examples",
     "ImageFolder": "_folder",
     "HuggingFaceSource": "_maps",
     "ItemOf": "_maps",
@@ -62,6 +68,8 @@ _HOME = {
 __all__ = [
     "ArrayRecordSource",
     "ArrowSource",
+    "ExampleSource",
+    "Field",
     "HuggingFaceSource",
     "ImageFolder",
     "ItemOf",
@@ -84,6 +92,7 @@ __all__ = [
     "TableRow",
     "TarSource",
     "TokenSource",
+    "parse_example",
     "write_tokens",
 ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-from abc import abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -55,9 +54,21 @@ class TableRow(NamedTuple):
 
 
 class _TableSource(Source[TableRow, Value]):
-    """What both have in common: files with parts (row groups, record batches), each with so many rows."""
+    """What both have in common: files with parts (row groups, record batches), each with so many rows.
 
-    def __init__(self, paths: Path | Iterable[Path], columns: Sequence[str] | None) -> None:
+    Args:
+        paths: see `ParquetSource`.
+        columns: see `ParquetSource`.
+        cache_bytes: see `ParquetSource`.
+    """
+
+    _kind = ""
+    """Which of `_KINDS` the files are."""
+
+    def __init__(
+        self, paths: Path | Iterable[Path], columns: Sequence[str] | None = None, *, cache_bytes: int = 1 << 28
+    ) -> None:
+        self._reader = _TableReader(self._kind, at_least("cache_bytes", cache_bytes, 0))
         if isinstance(columns, str):
             raise TypeError(f"columns: got {columns!r}, wanted several names, such as [{columns!r}]")
         self._tables: list[TableFile] = []
@@ -66,7 +77,7 @@ class _TableSource(Source[TableRow, Value]):
         self._parts: list[tuple[int, int]] = []
         for path in expand(paths):
             file = identify(path)
-            opened = self._open(file)
+            opened = _KINDS[self._kind](file)
             schema = opened.schema(columns)
             if self._schema is None:
                 self._schema = schema
@@ -79,10 +90,6 @@ class _TableSource(Source[TableRow, Value]):
         self._places = Parts(counts)
         if not sum(counts):
             raise ValueError(f"{self._tables[0].file.path}: got no row, wanted at least one")
-
-    @staticmethod
-    @abstractmethod
-    def _open(file: FileId) -> _Parts: ...
 
     def __len__(self) -> int:
         return self._places.total
@@ -99,6 +106,10 @@ class _TableSource(Source[TableRow, Value]):
 
     def arrays(self) -> dict[str, ArraySpec]:
         return arrays_of(self._schema)
+
+    @property
+    def reader(self) -> Reader[TableRow, Value]:
+        return self._reader
 
 
 @final
@@ -125,19 +136,7 @@ class ParquetSource(_TableSource):
         ValueError: there is no such column, or the files have different ones.
     """
 
-    def __init__(
-        self, paths: Path | Iterable[Path], columns: Sequence[str] | None = None, *, cache_bytes: int = 1 << 28
-    ) -> None:
-        self._reader = _TableReader("parquet", at_least("cache_bytes", cache_bytes, 0))
-        super().__init__(paths, columns)
-
-    @staticmethod
-    def _open(file: FileId) -> _Parts:
-        return _ParquetFile(file)
-
-    @property
-    def reader(self) -> Reader[TableRow, Value]:
-        return self._reader
+    _kind = "parquet"
 
 
 @final
@@ -160,28 +159,27 @@ class ArrowSource(_TableSource):
         ValueError: there is no such column, or the files have different ones.
     """
 
-    def __init__(
-        self, paths: Path | Iterable[Path], columns: Sequence[str] | None = None, *, cache_bytes: int = 1 << 28
-    ) -> None:
-        self._reader = _TableReader("arrow", at_least("cache_bytes", cache_bytes, 0))
-        super().__init__(paths, columns)
-
-    @staticmethod
-    def _open(file: FileId) -> _Parts:
-        return _ArrowFile(file)
-
-    @property
-    def reader(self) -> Reader[TableRow, Value]:
-        return self._reader
+    _kind = "arrow"
 
 
 # The files.
 
 
 class _Parts:
-    """A file that is open, and its parts."""
+    """A file that is open, and its parts.
 
-    kind = ""
+    Args:
+        file: the file.
+
+    Raises:
+        SourceError: it is not what it was, or no file of this kind.
+    """
+
+    kind: str
+    """What such files are called."""
+
+    part_kind: str
+    """What their parts are called."""
 
     def __init__(self, file: FileId) -> None:
         pa = pyarrow()
@@ -194,6 +192,7 @@ class _Parts:
             raise SourceError(file.path, f"it is no {self.kind} file, or damaged ({error})") from error
 
     def begin(self, pa: Any) -> None:
+        """Opens it by pyarrow (`pa`), whose errors are this method's."""
         raise NotImplementedError
 
     def rows(self) -> list[int]:
@@ -214,6 +213,7 @@ class _Parts:
 
     @property
     def whole_schema(self) -> Any:
+        """The schema of all columns."""
         raise NotImplementedError
 
     def part(self, number: int, columns: tuple[str, ...]) -> tuple[Any, int]:
@@ -224,6 +224,7 @@ class _Parts:
 @final
 class _ParquetFile(_Parts):
     kind = "Parquet"
+    part_kind = "row group"
 
     def begin(self, pa: Any) -> None:
         pq = pyarrow("parquet")
@@ -248,6 +249,7 @@ class _ParquetFile(_Parts):
 @final
 class _ArrowFile(_Parts):
     kind = "Arrow"
+    part_kind = "record batch"
 
     def begin(self, pa: Any) -> None:
         ipc = pyarrow("ipc")
@@ -281,6 +283,9 @@ class _ArrowFile(_Parts):
         return batch, batch.nbytes if held else 0
 
 
+_KINDS: dict[str, type[_Parts]] = {"parquet": _ParquetFile, "arrow": _ArrowFile}
+
+
 # Reading rows.
 
 
@@ -291,8 +296,9 @@ class _TableReader(Reader[TableRow, Value]):
         self._begin()
 
     def _begin(self) -> None:
-        self._opened: Opened[FileId, _Parts] = Opened(_ParquetFile if self._kind == "parquet" else _ArrowFile)
-        self._open_parts = _PartCache(self._cache_bytes, self._kind)
+        kind = _KINDS[self._kind]
+        self._opened: Opened[FileId, _Parts] = Opened(kind)
+        self._open_parts = _PartCache(self._cache_bytes, kind.part_kind)
 
     def take_counts(self) -> dict[str, int] | None:
         return self._open_parts.take_counts()
@@ -345,14 +351,13 @@ def _order(place: _Place | SourceError) -> tuple[str, int, int]:
 class _PartCache:
     """Decoded parts of files, up to so many bytes; the last one is kept whatever its size."""
 
-    def __init__(self, limit: int, kind: str) -> None:
+    def __init__(self, limit: int, what: str) -> None:
         self._limit = limit
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[TableFile, int], tuple[Columns, int]] = OrderedDict()
         self._bytes = 0
         self._seen: set[tuple[TableFile, int]] = set()
         self._counts: Counter[str] = Counter()
-        what = "row group" if kind == "parquet" else "record batch"
         self._again = f"{what} decoded again, the cache of {limit:,} bytes being too small for all (cache_bytes)"
 
     def take_counts(self) -> dict[str, int] | None:

@@ -180,7 +180,8 @@ class Source(Sequence[D], ABC, Generic[D, T]):
         """What reads items, given their descriptors: a function for loaders that are not this source's own."""
 
     @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """How many items there are."""
 
     @abstractmethod
     def descriptor(self, index: int) -> D:

@@ -77,11 +77,11 @@ def test_what_is_not_for_the_gpu_is_decoded_by_a_worker_and_counted() -> None:
 
 
 def test_a_batch_of_large_pictures_in_groups(monkeypatch: Any) -> None:
-    from hydrax_gpu._place import files
+    from hydrax_gpu._place import pictures as decoding
 
     big = [(pictures.encoded(pictures.photograph(1600, 1200, seed)), seed) for seed in range(6)]
     load = ImageLoader(96, crop=None, labels=LABELS)
     wanted = run(load, big, size=3)
-    monkeypatch.setattr(files, "GROUP_BYTES", 1)
+    monkeypatch.setattr(decoding, "GROUP_BYTES", 1)
     got = run(load, big, size=3)
     assert all(np.array_equal(a, b) for a, b in zip(got.images, wanted.images, strict=True))

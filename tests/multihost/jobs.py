@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
+
+from tests.multihost.ports import reserve
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "cluster" / "train.py"
 DEVICES = 4
@@ -29,10 +30,7 @@ class Job:
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
         }
         command = [sys.executable, str(EXAMPLE), "--workdir", str(workdir), *options]
-        # the coordinator listens on a port that was free a moment ago; nothing else here asks for a certain one
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._port, address = reserve()
         self.processes: list[subprocess.Popen[str]] = []
         for number in range(processes):
             several = ["--coordinator", address, "--processes", str(processes), "--process", str(number)]
@@ -59,6 +57,7 @@ class Job:
             process.wait()
             if process.stderr is not None:
                 process.stderr.close()
+        self._port.close()
 
     def wait(self, timeout: float = 60) -> list[int]:
         """The exit statuses, when all have ended by themselves."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +15,7 @@ import pytest
 
 from hydrax_gpu._plan import common_part, merge_states
 from tests.multihost import member
+from tests.multihost.ports import reserve
 from tests.small import rows
 
 PROCESSES = 2
@@ -25,9 +25,7 @@ PROCESSES = 2
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each process has written down."""
     folder = tmp_path_factory.mktemp("members")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    port, address = reserve()
     members = [
         subprocess.Popen(
             [sys.executable, "-m", member.__name__, address, str(PROCESSES), str(number), folder / str(number)],
@@ -42,6 +40,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         for process in members:
             process.kill()
             process.communicate()
+        port.close()
     for process, output in zip(members, outputs, strict=True):
         assert process.returncode == 0, output
     return [json.loads((folder / f"{number}").read_text()) for number in range(PROCESSES)]

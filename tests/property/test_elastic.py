@@ -55,9 +55,8 @@ def runs(draw: st.DrawFn) -> tuple[Plan, dict[str, Any]]:
     return Plan(**arguments), arguments
 
 
-def share_of(plan: Plan, position: int, host: int, hosts: int, bad: Bad) -> BatchPlan:
+def share_of(plan: Plan, whole: BatchPlan, host: int, hosts: int, bad: Bad) -> BatchPlan:
     """What a host loads of a batch: bad items are replaced, each host knowing only what it has tried itself."""
-    whole = plan.at(position)
     batch = whole.of_rows(block_of(whole.rows, host, hosts))
     for row in range(batch.valid):
         if (batch.validation, batch.group, batch.indices[row]) in bad:
@@ -82,10 +81,15 @@ class Job:
     def step(self) -> list[BatchPlan]:
         """The next batch: the share of each host."""
         hosts = len(self._plans)
-        shares = [share_of(self._plans[h], self._places[h], h, hosts, self._bad) for h in range(hosts)]
-        for host, share in enumerate(shares):
+        shares: list[BatchPlan] = []
+        for host, plan in enumerate(self._plans):
+            # Asked for once, one after the other, as a loader does: a plan that is asked again seeks, and hides by that
+            # what is wrong with seeking.
+            whole = plan.at(self._places[host])
             self._places[host] += 1
-            planned = self._plans[host].at(share.position).indices
+            share = share_of(plan, whole, host, hosts, self._bad)
+            shares.append(share)
+            planned = whole.indices
             for row in share.replaced:
                 item = planned[block_of(len(planned), host, hosts)[row]]
                 self._found[host].add(BadItem(item=item, group=share.group, validation=share.validation, count=1))
@@ -130,6 +134,7 @@ def test_global_batches_do_not_know_how_many_hosts_there_are(
     run: tuple[Plan, dict[str, Any]], parts: list[tuple[int, int]], bad_share: int
 ) -> None:
     plan, arguments = run
+    walked = Plan(**arguments)  # from the beginning, without a stop
     bad = bad_items(arguments, bad_share)
     state: dict[str, Any] | None = None
     position = 0
@@ -137,12 +142,13 @@ def test_global_batches_do_not_know_how_many_hosts_there_are(
         job = Job(arguments, hosts, bad, state)
         for _ in range(steps):
             shares = job.step()
-            (alone,) = [share_of(plan, position, 0, 1, bad)]
+            whole = walked.at(position)
+            alone = share_of(walked, whole, 0, 1, bad)
             assert rows_of(shares) == (alone.indices, alone.seeds)
             # whatever the training loop branches on is the same everywhere
             assert len({(s.position, s.validation, s.group, s.epoch, s.number, s.seed) for s in shares}) == 1
             assert len({len(share.indices) for share in shares}) == 1
-            assert all(share.global_indices == plan.at(position).indices for share in shares)
+            assert all(share.global_indices == whole.indices for share in shares)
             position += 1
         state = job.save()
     assert from_state(plan, state or {})[0] == position
@@ -213,7 +219,8 @@ def test_an_epoch_that_is_finished_by_other_hosts_has_every_item_once(
 def test_weights_hold_to_within_one_batch_after_every_step_across_resumes(
     counts: list[int], parts: list[tuple[int, int]], data: st.DataObject
 ) -> None:
-    weight = st.sampled_from([0.7, 0.3, 0.1, 1 / 3, 2, 5, 17])
+    # of the second, the schedule has gone round several times at the end
+    weight = st.sampled_from(data.draw(st.sampled_from([[0.7, 0.3, 0.1, 1 / 3, 2, 5, 17], [1, 2, 3]]), label="weights"))
     members = [
         GroupPlan(count * 12, 12, 1, True, "itemwise", "drop", data.draw(weight, label="weight")) for count in counts
     ]

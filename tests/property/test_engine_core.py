@@ -303,9 +303,7 @@ class World(RuleBasedStateMachine):
         if not refused:
             self.decoded.add(key)
         for row in refused:
-            if (
-                self.kills == 0 and self.outcome(load.plan.position) is not None
-            ):  # or the task may be given to another, who knows nothing of that
+            if self.outcome(load.plan.position) is not None:
                 self.refused.add((*key, row))
         self.take(self.core.step(Decoded(*key, dict.fromkeys(refused, "refused"))))
 

@@ -38,8 +38,9 @@ def no_gc() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_gc")
 @pytest.mark.parametrize("delivery", ["alias", "copy"])
-@pytest.mark.parametrize("executor", ["process", "thread", "inline"])
-def test_ten_thousand_batches_without_a_jax_call(executor: ExecutorName, delivery: Delivery) -> None:
+@pytest.mark.parametrize(("executor", "batches"), [("process", 10_000), ("thread", 2_000), ("inline", 2_000)])
+def test_ten_thousand_batches_without_a_jax_call(executor: ExecutorName, batches: int, delivery: Delivery) -> None:
+    """A slot that waits for a call to JAX stops the loader after `depth` batches, one in a thousand that does later."""
     count = 0
     with Dataloader(
         fill,
@@ -48,13 +49,13 @@ def test_ten_thousand_batches_without_a_jax_call(executor: ExecutorName, deliver
         depth=2,
         executor=executor,
         delivery=delivery,
-        end_at=("batch", 10_000),
+        end_at=("batch", batches),
         timeout_sec=30,
     ) as loader:
         for batch in loader:
             count += 1
             del batch
-    assert count == 10_000
+    assert count == batches
 
 
 @pytest.mark.parametrize("depth", range(1, 9))

@@ -310,9 +310,12 @@ def test_a_run_that_is_not_timed_cannot_be_disturbed() -> None:
 
 
 def test_a_short_soak_drops_the_bad_and_replaces_the_killed() -> None:
-    run = run_case(
-        target_case("soak", "benchmarks.soak:measure", executor="process", delivery="alias", batches=2000), 0, 60
-    )
-    assert run.error is None
-    assert run.value("dropped") in (8, 9) and run.value("deaths") >= 30
+    settings = {"executor": "process", "delivery": "alias", "batches": 500, "looks": 5}
+    # no time-out but the test's own: how many batches it takes until the killed are replaced depends on the machine
+    run = run_case(target_case("soak", "benchmarks.soak:measure", **settings), 0, 1000)
+    assert run.error is None, run.stderr
+    assert run.value("deaths") == 5
+    batches, dropped = run.value("batches"), run.value("dropped")
+    assert batches is not None and batches >= 500
+    assert dropped in (batches // 249, batches // 249 + 1), "one of the 250 of each epoch"
     assert run.value("fds_grown") == run.value("threads_grown") == run.value("slots_stuck") == 0

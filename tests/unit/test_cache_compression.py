@@ -118,7 +118,7 @@ def test_int8_of_a_loader_function_is_near_and_rows_mix(
         from hydrax_gpu._kernels.choice import choose
 
         choose.cache_clear()
-        monkeypatch.setattr("hydrax_gpu._cachesetup.choose", choose.__wrapped__)
+        monkeypatch.setattr("hydrax_gpu._groupcache.choose", choose.__wrapped__)
     first, _ = go(loaders.noise, group(tmp_path, {"x": "int8"}, kind="direct", remainder="drop"))
     for items, arrays in first:
         assert np.array_equal(arrays["x"], values(items)), "what was loaded is as it was loaded"

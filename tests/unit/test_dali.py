@@ -378,7 +378,7 @@ def test_what_cannot_be_sent_to_workers_is_told() -> None:
     ("options", "kind", "text"),
     [
         ({"graph": 3}, TypeError, "graph: got int, wanted a function"),
-        ({"device": "gpu"}, NotImplementedError, "decoding on a GPU is not there yet"),
+        ({"encoded_bytes": -1}, ValueError, "encoded_bytes: got -1, wanted at least 0"),
         ({"device": "tpu"}, ValueError, "device: got 'tpu', wanted one of 'auto', 'cpu', 'gpu'"),
         ({"fields": "image"}, TypeError, r"fields: got 'image', wanted a sequence of names, such as \('image',\)"),
         ({"read": {"data": 3}}, TypeError, "read: got 3 for field 'data', wanted a function"),

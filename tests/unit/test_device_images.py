@@ -27,13 +27,11 @@ from hydrax_gpu import (
 from hydrax_gpu._kernels import sources
 from hydrax_gpu._kernels.resize_crop_flip_normalize import Box, Item, Turn
 from hydrax_gpu._mem.encoded import FILE, HEAD, PIXELS, Encoded, PictureRows, Record, with_encoded, write
-from hydrax_gpu._place import backends, files
+from hydrax_gpu._place import pictures as decoding
 from hydrax_gpu._spec import Layout
 from hydrax_gpu.loaders import ImageLoader
 from hydrax_gpu.testing import FakeDevice
-from tests import cupy_stub, nvimgcodec_stub
 from tests import image_files as pictures
-from tests.gpu.machines import FakeMachine
 from tests.gpu.pictures import (
     LABELS,
     LOADERS,
@@ -48,7 +46,6 @@ from tests.gpu.pictures import (
     photographs,
     run,
 )
-from tests.unit.test_cuda_device import on_host
 
 
 def same(got: Run, wanted: Run) -> bool:
@@ -130,7 +127,7 @@ def test_scratch_memory_is_taken_once_and_grows_seldom() -> None:
 
 
 def test_a_batch_of_large_pictures_is_decoded_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "GROUP_BYTES", 30_000)
+    monkeypatch.setattr(decoding, "GROUP_BYTES", 30_000)
     assert same(run(random_crop(), photographs(), FakeDevice().in_use()), on_the_cpu(random_crop(), photographs()))
 
 
@@ -154,7 +151,7 @@ def test_where_the_device_has_no_memory_for_a_picture_a_worker_decodes_it() -> N
 
 
 def test_a_part_that_is_too_large_is_a_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_MOST_BYTES", 20_000)
+    monkeypatch.setattr(decoding, "_MOST_BYTES", 20_000)
     device = FakeDevice()
     got = run(random_crop(), photographs(), device.in_use())
     assert same(got, on_the_cpu(random_crop(), photographs()))
@@ -258,7 +255,7 @@ def test_without_the_library_workers_decode_and_a_note_says_why(caplog: pytest.L
         got = run(random_crop(), photographs(), device.in_use())
     assert same(got, on_the_cpu(random_crop(), photographs()))
     (note,) = got.report.notes
-    assert note.startswith("workers decode the pictures, and not a fake device: ImportError: nvImageCodec")
+    assert note.startswith("workers decode the files, and not a fake device: ImportError: nvImageCodec")
     assert caplog.text.count("pip install 'hydrax-gpu[cuda12]'") == 1
 
 
@@ -304,7 +301,7 @@ def test_beside_arrays_that_workers_have_to_decode_they_decode_pictures_too() ->
     device = FakeDevice()
     got = run(load, items, device.in_use(), arrays=arrays)
     assert not device.pictures and not got.report.pictures
-    assert any("workers decode the pictures of a group" in note for note in got.report.notes)
+    assert any("workers decode the files of a group" in note for note in got.report.notes)
 
 
 # Time.
@@ -345,74 +342,6 @@ def test_what_a_decoder_raises_ends_the_run() -> None:
     device.before_decoding = fail
     with pytest.raises(PlacementError, match="could not decode the files of a batch: RuntimeError: the driver is gone"):
         run(random_crop(), photographs(), device.in_use())
-
-
-def flat(number: int) -> bytes:
-    return pictures.encoded(pictures.Image.new("RGB", (40, 40), (number, number, number)), quality=100)
-
-
-FLAT = 60
-
-
-def lifetime(machine: FakeMachine, monkeypatch: pytest.MonkeyPatch) -> int:
-    """As `bodies.lifetime`, with pictures of one grey each; returns how many batches have changed under a reader.
-
-    While computations are held, the batches that they are to read are dropped, and the next ones decoded.
-    """
-    decoded = threading.Semaphore(0)
-    decode = files.FileDecoder.decode
-
-    def counted(self: files.FileDecoder, *given: Any) -> Any:
-        result = decode(self, *given)
-        decoded.release()
-        return result
-
-    monkeypatch.setattr(files.FileDecoder, "decode", counted)
-    load = ImageLoader(16, labels=LABELS)
-    group = DataGroup(4, [(flat(4 * number), number) for number in range(FLAT)], loader_arrays=load.arrays())
-    reads: list[tuple[Any, list[int]]] = []
-    wrong = 0
-    for first in range(5):
-        with machine.in_use(), Dataloader(
-            load, group, depth=2, executor="thread", delivery="alias", start_at=(0, first), timeout_sec=30
-        ) as loader:  # fmt: skip
-            open_latch = machine.hold()
-            try:
-                for _ in range(2):
-                    batch = next(loader)
-                    arrays = {"x": batch.arrays["image"], "y": batch.arrays["label"]}
-                    reads.append((machine.read(arrays), list(batch.indices)))
-                    del batch, arrays
-                loader._runner.retire_now()  # type: ignore[union-attr]
-                for _ in range(4):  # the two, and those that come into their slots
-                    assert decoded.acquire(timeout=30)
-                machine.device.run()
-            finally:
-                open_latch()
-        while decoded.acquire(blocking=False):
-            pass
-    for read, indices in reads:
-        low, high, labels = np.asarray(machine.results(read)).T
-        grey = 4 * np.array(indices)
-        wrong += not (np.abs(low - grey).max() <= 1 and np.abs(high - grey).max() <= 1 and (labels == indices).all())
-    return wrong
-
-
-def test_pictures_do_not_change_under_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert lifetime(FakeMachine(), monkeypatch) == 0
-
-
-def test_they_do_if_the_decoder_does_not_wait_for_the_fence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hydrax_gpu._place.ring import Ring
-
-    wait = Ring.wait_for_readers
-
-    def only_the_rings(self: Ring, slot: int, stream: Any) -> None:
-        if stream is self._stream:
-            wait(self, slot, stream)
-
-    monkeypatch.setattr(Ring, "wait_for_readers", only_the_rings)
-    assert lifetime(FakeMachine(), monkeypatch) > 0
 
 
 # A file in a slot.
@@ -463,61 +392,3 @@ def test_the_launch_makes_the_bits_of_the_twin(
     elif not sources.LIBRARY.exists():
         pytest.skip("the host library was not built")
     check_resizer(FakeDevice(), rows, ctypes.string_at)
-
-
-# CUDA, of which stubs stand in.
-
-
-@pytest.mark.skipif(
-    not sources.LIBRARY.exists(), reason="the host library, which stands in for the device's kernels, was not built"
-)
-@pytest.mark.parametrize("rows", ROWS, ids=lambda rows: f"{rows.dtype.name}-{rows.layout}-{rows.channels}")
-def test_cudas_launch_makes_the_bits_of_the_twin(rows: PictureRows, monkeypatch: pytest.MonkeyPatch) -> None:
-    import jax
-
-    cupy_stub.install(monkeypatch)
-    check_resizer(on_host(jax.devices()[0]), rows, ctypes.string_at)
-
-
-@pytest.mark.skipif(
-    not sources.LIBRARY.exists(), reason="the host library, which stands in for the device's kernels, was not built"
-)
-@pytest.mark.parametrize("kind", LOADERS)
-def test_the_calls_to_cupy_and_nvimagecodec(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = cupy_stub.install(monkeypatch)
-    nvimgcodec_stub.install(monkeypatch)
-    wanted = on_the_cpu(LOADERS[kind](), photographs())
-    got = run(LOADERS[kind](), photographs(), backends.replaced(on_host))
-    assert got.rows == wanted.rows and got.report.pictures == "a stub of a GPU"
-    assert min(compare(LOADERS[kind](), got, wanted)) > 45
-    (made,) = nvimgcodec_stub.Decoder.made
-    assert made["options"] == ":fancy_upsampling=1" and made["device_id"] == 0 and made["threads"] >= 1
-    assert [call[0] for call in runtime.calls].count("memcpy") == 2, "scale and bias are uploaded once"
-
-
-def test_what_nvimagecodec_cannot_decode_a_worker_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not sources.LIBRARY.exists():
-        pytest.skip("the host library, which stands in for the device's kernels, was not built")
-    cupy_stub.install(monkeypatch)
-    nvimgcodec_stub.install(monkeypatch)
-    whole = nvimgcodec_stub.Decoder._one
-    first = photographs()[0][0]
-    monkeypatch.setattr(
-        nvimgcodec_stub.Decoder, "_one",
-        lambda self, source, *rest: None if source.array.tobytes() == first else whole(self, source, *rest),
-    )  # fmt: skip
-    got = run(random_crop(), photographs(), backends.replaced(on_host))
-    assert got.report.fallbacks == {
-        "a stub of a GPU could not decode a file (nvImageCodec does not decode it), a worker does": 2
-    }
-
-
-def test_without_nvimagecodec_the_note_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    if not sources.LIBRARY.exists():
-        pytest.skip("the host library, which stands in for the device's kernels, was not built")
-    cupy_stub.install(monkeypatch)
-    monkeypatch.setitem(sys.modules, "nvidia.nvimgcodec", None)
-    got = run(random_crop(), photographs(), backends.replaced(on_host))
-    assert any("pip install 'hydrax-gpu[cuda12]' or [cuda13]" in note for note in got.report.notes)

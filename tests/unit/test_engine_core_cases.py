@@ -10,6 +10,8 @@ import pytest
 from hydrax_gpu._engine.core import Core, CoreConfig
 from hydrax_gpu._engine.faults import FaultRules
 from hydrax_gpu._engine.messages import (
+    Decode,
+    Decoded,
     Dispatch,
     Drop,
     Effect,
@@ -32,7 +34,16 @@ from tests.small import engine_plan
 class Driver:
     """A plain world for the single cases: carries on until nothing is left to do."""
 
-    def __init__(self, *, depth: int = 2, workers: int = 2, end: int = 6, ordered: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        depth: int = 2,
+        workers: int = 2,
+        end: int = 6,
+        ordered: bool = True,
+        on_device: bool = False,
+        restarts: int = 0,
+    ) -> None:
         plan = engine_plan(end)
         self.core = Core(
             CoreConfig(
@@ -43,6 +54,8 @@ class Driver:
                 depth=depth,
                 workers=workers,
                 ordered=ordered,
+                faults=FaultRules(restarts=restarts),
+                on_device=lambda plan: on_device,
             )
         )
         self.effects: deque[Effect] = deque()
@@ -109,6 +122,22 @@ def test_a_dead_workers_items_are_named() -> None:
     error = effects[0].error if isinstance(effects[0], Fail) else None
     assert isinstance(error, WorkerDied)
     assert held and error.items == held and error.exitcode == -11 and "SIGSEGV" in str(error)
+
+
+def test_a_file_that_the_device_refused_stays_refused_when_a_worker_dies_over_it() -> None:
+    driver = Driver(depth=1, workers=1, end=1, on_device=True, restarts=1)
+    (task,) = driver.dispatches()
+    (decode,) = driver.core.step(result(task))
+    assert isinstance(decode, Decode)
+    (refused,) = driver.core.step(Decoded(task.load.slot, task.load.generation, {1: "not a JPEG"}, None))
+    assert isinstance(refused, Dispatch) and (refused.begin, refused.end, refused.refused) == (1, 2, True)
+    begun = task.end - task.begin + 1
+    (respawn,) = driver.core.step(WorkerLost(0, 100, -9, None, "", None, begun))
+    assert isinstance(respawn, Respawn)
+    (again,) = driver.core.step(WorkerReady(0, 101, 1, False))
+    assert isinstance(again, Dispatch) and (again.begin, again.end, again.refused) == (1, 2, True)
+    (placed,) = driver.core.step(result(again)) or [None]
+    assert isinstance(placed, Decode)
 
 
 def test_stop_ends_everything_at_once() -> None:

@@ -135,8 +135,16 @@ def test_pictures_are_measured(photographs: list[str], encoded_bytes: int | None
 def test_a_number_of_another_decoder_is_not_reported(photographs: list[str]) -> None:
     device = FakeDevice()
     device.decoder_error = "nvImageCodec is not there"
-    with device.in_use(), pytest.raises(RuntimeError, match="decoded by the workers: workers decode the pictures"):
+    with device.in_use(), pytest.raises(RuntimeError, match="decoded by the workers: workers decode the files"):
         gpu_images.measure_loader(None, **SHORT, batch=4, files=photographs)
+
+
+def test_a_graph_of_dalis_is_measured(photographs: list[str]) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    device = FakeDevice()
+    with device.in_use():
+        result = gpu_images.measure_graph(**SHORT, batch=4, files=photographs)
+    assert result["images_s"] > 0 and not result["fallbacks"] and device.graph_rows >= 4 * result["batches"]
 
 
 def test_dalis_own_pipeline_is_measured(photographs: list[str]) -> None:
@@ -148,6 +156,7 @@ def test_dalis_own_pipeline_is_measured(photographs: list[str]) -> None:
 def test_what_is_not_installed_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_images, "_missing", lambda module: True)
     (found,) = gpu.experiments(["images"], 1.0, 1.0)
-    assert set(found.left_out) == {"raw DALI pipeline", "hydrax_gpu, decoded by nvImageCodec"}
+    graph = "hydrax_gpu, a graph of DALI's"
+    assert set(found.left_out) == {"raw DALI pipeline", "hydrax_gpu, decoded by nvImageCodec", graph}
     assert all("pip install 'hydrax-gpu[cuda12]'" in reason for reason in found.left_out.values())
     assert [case.name for case in found.cases] == ["hydrax_gpu, decoded by the workers"]

@@ -24,7 +24,7 @@ from hydrax_gpu.loaders import ImageLoader
 from hydrax_gpu.sources import _records, _tar
 from hydrax_gpu.sources._records import masked_crc32c
 from hydrax_gpu.sources._sidecar import SUFFIX
-from tests.source_files import fill_number, write_tar
+from tests.source_files import fill_number, write_tar, write_tfrecord
 
 NUMBER = {"y": ((), np.int32, np.int32)}
 PAIRS = [(f"a/{i}.{end}", f"{end}{i}".encode()) for i in range(4) for end in ("txt", "bin")]
@@ -198,14 +198,6 @@ def test_shards_are_counted_out() -> None:
 
 
 # Records.
-
-
-def write_tfrecord(path: Path, records: list[bytes]) -> Path:
-    with path.open("wb") as stream:
-        for data in records:
-            head = struct.pack("<Q", len(data))
-            stream.write(head + struct.pack("<I", masked_crc32c(head)) + data + struct.pack("<I", masked_crc32c(data)))
-    return path
 
 
 def test_the_checksum_is_that_of_the_format() -> None:
