@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from types import CodeType, FunctionType
 from typing import Any
 
-CLOCKS = frozenset({"stages", "counters"})
-"""Names of variables and attributes that are there to measure."""
+CLOCKS = frozenset({"stages", "profiled"})
+"""Names of variables and attributes that are there to measure the stages, or to name them in a profile."""
 
 
 class Without(ast.NodeTransformer):
@@ -48,10 +48,8 @@ class Without(ast.NodeTransformer):
         node.body, node.orelse = body or [ast.Pass()], alternative
         return node
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        if isinstance(node.func, ast.Attribute) and node.func.attr == "annotated":
-            return ast.Call(node.args[1], [], [])  # without the name that it has in a profile
-        return self.generic_visit(node)
+    def visit_IfExp(self, node: ast.IfExp) -> Any:
+        return self.visit(node.body) if self.concerned(node.test) else self.generic_visit(node)
 
 
 def bare_code(function: FunctionType) -> CodeType:
@@ -62,7 +60,8 @@ def bare_code(function: FunctionType) -> CodeType:
     exec(compile(tree, f"<bare {function.__qualname__}>", "exec", dont_inherit=True), scope)
     code: CodeType = scope[function.__name__].__code__
     wanted = function.__code__
-    if (code.co_freevars, code.co_argcount) != (wanted.co_freevars, wanted.co_argcount) or code == wanted:
+    same = (code.co_freevars, code.co_argcount) == (wanted.co_freevars, wanted.co_argcount)
+    if not same or code.co_code == wanted.co_code:
         raise RuntimeError(f"{function.__qualname__}: measures nothing, or cannot be had without")
     return code
 
@@ -79,8 +78,8 @@ def switchable() -> Iterator[Callable[[bool], None]]:
     from hydrax_gpu._engine.stream import Stream
 
     methods: list[Any] = [
-        *(Runner.handle, Runner.turn, Runner._count, Runner._carry_out, Runner._dispatch, Runner._place),
-        *(Stream.next, Stream._get, Stream._wait, Dataloader.__next__),
+        *(Runner.turn, Runner._count, Runner._carry_out, Runner._dispatch, Runner._place),
+        *(Stream.next, Stream._wait, Dataloader.__next__),
     ]
     codes = {method: (method.__code__, bare_code(method)) for method in methods}
 

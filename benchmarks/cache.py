@@ -1,4 +1,4 @@
-"""The cache: reading latents beside a plain read of the same bytes, and what filling it costs a loop that encodes."""
+"""The cache: reading latents beside a plain read of the same bytes, in order and not; and what it costs to fill it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -31,6 +32,11 @@ LAYERS = 100
 """Of the encoder: together some quarter of a second a batch on two cores, which all of it keeps busy. That is what the
 VAE of a latent diffusion model takes for as many pictures of 512 × 512 on a large GPU; on a CPU it takes minutes."""
 
+SHUFFLED = (256, 1024, 4096, 65536)
+"""Bytes of an item, of those that are read in random order."""
+SHUFFLED_BATCHES = 200
+SHUFFLED_BYTES = 128 << 20
+
 WAYS: tuple[tuple[str, str, int], ...] = (("1 thread", "thread", 1), ("2 threads", "thread", 2),
                                           ("2 processes", "process", 2))  # fmt: skip
 
@@ -54,6 +60,12 @@ def experiments() -> list[Experiment]:
         Metric("cpu_ms", "ms of CPU a batch, more"),
         Metric("write_cpu_ms", "ms of CPU: limit, write of the same bytes"),
     )
+    scattered = (
+        Metric("ratio", "of the limit's CPU time"),
+        Metric("cpu_us", "µs of CPU a batch"),
+        Metric("limit_cpu_us", "µs of CPU a batch: limit, pread of each record"),
+        Metric("one_by_one_cpu_us", "µs of CPU a batch: without the host library"),
+    )
     shape = f"{BATCHES} batches of {BATCH} × {LATENT} float32"
     cases = {
         state: tuple(
@@ -68,6 +80,15 @@ def experiments() -> list[Experiment]:
     return [
         Experiment("cache-read", f"cache: {shape}, page-cached, checksums on", cases["page-cached"], reading),
         Experiment("cache-cold", f"cache: {shape}, dropped from the page cache", cases["cold"], cold),
+        Experiment(
+            "cache-shuffled",
+            f"cache: batches of {BATCH} items in random order, page-cached, checksums on; the store alone",
+            tuple(
+                target_case(f"{size:,} bytes an item", "benchmarks.cache:shuffled", judged=False, size=size)
+                for size in SHUFFLED
+            ),
+            scattered,
+        ),
         Experiment(
             "cache-fill",
             f"cache: {FILL_BATCHES} batches of {BATCH} × {LATENT} float32 encoded, with and without filling a cache",
@@ -124,6 +145,56 @@ def read(executor: str, workers: int, cold: bool) -> dict[str, Any]:
         "slots_gbps": gigabytes / median(each[0] for each in slots),
         "slots_cpu_ms": 1e3 / BATCHES * median(each[1] for each in slots),
     }
+
+
+def shuffled(size: int) -> dict[str, Any]:
+    """Items in random order: by the store, with and without the host library, and by one pread an item, in turns."""
+    from hydrax_gpu import DataGroup
+    from hydrax_gpu._cache import Keys, Store
+    from hydrax_gpu._groupcache import store_spec
+    from hydrax_gpu.group import cache_of, plan_of
+
+    count = min(1 << 16, SHUFFLED_BYTES // size)
+    items, rng = range(count), np.random.default_rng(0)
+    with _folder() as folder:
+        arrays = {"x": ((size,), "uint8", "uint8")}
+        group = DataGroup(BATCH, items, loader_arrays=PICTURES, cache_arrays=arrays, cache_location=folder)
+        declared = cache_of(group)
+        assert declared is not None
+        spec = store_spec(declared, plan_of(group), items, validation=False)
+        store, slow = Store.open(spec), Store.open(replace(spec, kernels=None))
+        for begin in range(0, count, 1024):
+            rows = np.arange(begin, min(begin + 1024, count))
+            content = rng.integers(0, 256, (len(rows), size), np.uint8)
+            store.write(Keys(rows, np.zeros(len(rows), np.int64)), {"x": content})
+        slow.refresh()
+        orders = [rng.permutation(count)[:BATCH] for _ in range(SHUFFLED_BATCHES)]
+        out, none = np.empty((BATCH, size), np.uint8), np.zeros(BATCH, np.int64)
+        fd = os.open(next(folder.glob("*.0.bin")), os.O_RDONLY)
+        targets = [memoryview(row) for row in out]
+
+        def read_by(which: Store) -> None:
+            for order in orders:
+                if which.read(Keys(order, none), {"x": out}).bad:
+                    raise AssertionError("entries that were just written are not good")
+
+        def pread() -> None:
+            for order in orders:
+                for target, item in zip(targets, order.tolist(), strict=True):
+                    os.preadv(fd, [target], item * size)
+
+        ways = {"cpu_us": partial(read_by, store), "one_by_one_cpu_us": partial(read_by, slow), "limit_cpu_us": pread}
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(PASSES + 1):
+            for name, way in ways.items():
+                passed = _timed(way, [])[1]
+                if number:
+                    times[name].append(1e6 * passed / SHUFFLED_BATCHES)
+        os.close(fd)
+        store.close()
+        slow.close()
+    found = {name: median(each) for name, each in times.items()}
+    return {"ratio": found["cpu_us"] / found["limit_cpu_us"], **found}
 
 
 def fill() -> dict[str, Any]:

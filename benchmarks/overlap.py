@@ -40,8 +40,16 @@ def experiments(
     env = {workloads.RECORD_FILE: str(file), workloads.FOLDER: str(file.parent), "XLA_FLAGS": ONE_THREAD}
     times: dict[str, Any] = {"warm_s": warm_s, "window_s": window_s}
     limit = target_case("limit", "benchmarks.overlap:limit", env=env, memory=memory, batch=BATCH, **times)
+    subjects = [*subjects, Chosen(peers.DECODE)]
     cases, left_out = peers.cases(
-        subjects, "records", "benchmarks.overlap:loader", env=env, memory=memory, batch=BATCH, workers=WORKERS, **times
+        subjects,
+        "records",
+        "benchmarks.overlap:loader",
+        env=env,
+        memory=memory,
+        batch=BATCH,
+        workers=WORKERS,
+        **times,
     )
     metrics = (
         Metric("slowdown", "× the step on one batch that is there", GOAL, limit_case="limit"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -39,11 +40,14 @@ def experiments() -> list[Experiment]:
         Metric("measuring_us", "µs more on average"),
         Metric("of_limit", "of one that is not measured", Goal(at_most=1.01)),
         Metric("trace_us", "µs more with a trace"),
+        Metric("bytecodes", "Python instructions a batch, not measured"),
+        Metric("bytecodes_more", "more for one that is passed over"),
     )
     cases = [
         target_case("unmeasured", "benchmarks.stages:measure", executor="inline", measured=False),
         target_case("inline", "benchmarks.stages:measure", judged=True, executor="inline"),
         target_case("process", "benchmarks.stages:measure", executor="process"),
+        target_case("inline, counted", "benchmarks.stages:bytecodes"),
         target_case("inline, trace", "benchmarks.stages:traced", executor="inline"),
         target_case("process, trace", "benchmarks.stages:traced", executor="process"),
     ]
@@ -106,8 +110,42 @@ def traced(executor: str, batches: int = BATCHES) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def bytecodes(batches: int = 200) -> dict[str, Any]:
+    """Instructions of Python's machine for a batch that is not measured, and how many more when it is passed over.
+
+    An inline loader. These numbers are the same on every machine, however busy it is; those in C are not counted.
+    """
+    counts = {"bare": 0, "passing": 0}
+
+    def choose(clock: StageClock, mode: str) -> bool:
+        clock._every = NEVER
+        return mode == "passing"
+
+    def counted(mode: str, take: Callable[[], None]) -> None:
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            counts[mode] += event == "opcode"
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            take()
+        finally:
+            sys.settrace(before)
+
+    _blocks("inline", tuple(counts), batches, 4 * batches, choose, counted)  # two blocks of each
+    bare, passing = (counts[mode] / (2 * batches) for mode in ("bare", "passing"))
+    return {"bytecodes": bare, "bytecodes_more": passing - bare, "of_limit": passing / bare}
+
+
 def _blocks(
-    executor: str, modes: Sequence[str], block: int, batches: int, choose: Callable[[StageClock, str], bool]
+    executor: str,
+    modes: Sequence[str],
+    block: int,
+    batches: int,
+    choose: Callable[[StageClock, str], bool],
+    watch: Callable[[str, Callable[[], None]], None] = lambda mode, take: take(),
 ) -> tuple[dict[str, list[float]], int]:
     """Processor time a batch of this process in µs, by mode and round, and every how many batches would be measured.
 
@@ -117,6 +155,7 @@ def _blocks(
         block: batches in a block.
         batches: all that are taken.
         choose: prepares the loader's clock for a mode, and says whether it is to be told anything.
+        watch: calls the function that takes the batches of a block.
     """
     from hydrax_gpu import DataGroup, Dataloader
 
@@ -135,14 +174,17 @@ def _blocks(
         switchable() as switch,
         Dataloader(load_small, group, executor=executor, loader_count=1) as loader,
     ):
+
+        def take(number: int) -> None:
+            for batch in islice(loader, number):
+                del batch
+
         clock = loader._stream.runner.stages
         plain, measuring = plans
-        for batch in islice(loader, block):
-            del batch
+        take(block)
         # As it would be by itself, after a second at this speed: nothing is to change it any more.
         before, start = time.process_time_ns(), clock.batches
-        for batch in islice(loader, 4 * block):
-            del batch
+        take(4 * block)
         period = (time.process_time_ns() - before) / (clock.batches - start)
         from hydrax_gpu._engine.sampling import interval
         from hydrax_gpu._engine.stages import _cost
@@ -155,11 +197,12 @@ def _blocks(
             switch(on)
             clock.ways.clear()  # of batches that will be handed out in another's block
             clock.chunks.clear()
-            clock.full, clock._first_wait, clock.due = False, 0, 0
+            clock._full, clock._first_wait, clock.due = False, 0, 0
+            clock.active = clock._every == 1
+            clock.await_from = 0 if clock.active else NEVER
             plans[-1] = measuring if on else plain
             begin = time.process_time_ns()
-            for batch in islice(loader, block):
-                del batch
+            watch(mode, lambda: take(block))
             return (time.process_time_ns() - begin) / 1e3 / block
 
         times: dict[str, list[float]] = {mode: [] for mode in modes}

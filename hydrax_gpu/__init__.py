@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hydrax_gpu.decode.pictures import Oklab as Oklab
     from hydrax_gpu.decode.ragged import PadRagged as PadRagged
     from hydrax_gpu.errors import BatchTimeoutError as BatchTimeoutError
+    from hydrax_gpu.errors import CacheDamaged as CacheDamaged
     from hydrax_gpu.errors import CacheError as CacheError
     from hydrax_gpu.errors import CacheMismatch as CacheMismatch
     from hydrax_gpu.errors import CacheWriteError as CacheWriteError
@@ -46,6 +47,7 @@ __all__ = [
     "BadItems",
     "Batch",
     "BatchTimeoutError",
+    "CacheDamaged",
     "CacheError",
     "CacheMismatch",
     "CacheWriteError",
@@ -90,6 +92,7 @@ _HOME = {
     "ArraySpec": "_spec",
     "Batch": "batch",
     "BatchTimeoutError": "errors",
+    "CacheDamaged": "errors",
     "CacheError": "errors",
     "CacheMismatch": "errors",
     "CacheWriteError": "errors",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 import numpy.typing as npt
 
 from hydrax_gpu import _place
+from hydrax_gpu._cachesetup import all_layouts
 from hydrax_gpu._engine import EpollInbox, FaultRules, Runner, Stream
 from hydrax_gpu._exec.inline import InlineExecutor
 from hydrax_gpu._exec.procs import ProcessExecutor
@@ -25,7 +26,7 @@ from hydrax_gpu._progress import Progress
 from hydrax_gpu._spec import Layout, LayoutTuple
 from hydrax_gpu._stages import Stages
 from hydrax_gpu.batch import columns
-from hydrax_gpu.group import DataGroup, cache_of, data_of, layout_of, plan_of
+from hydrax_gpu.group import DataGroup, cache_of, data_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy
 from hydrax_gpu.report import WorkerInfo
 from hydrax_gpu.trace import Trace
@@ -127,17 +128,20 @@ def shards_of(
         raise ValueError(
             "got both sharding and placement_func, which both say where the arrays are placed; wanted one of them"
         )
-    if any(cache_of(group) is not None for group in (*training, *validation)):
-        raise ValueError(
-            "got a sharding and a group with a cache: cached batches cannot be cut into the shares of several devices "
-            "yet. Wanted groups without cache_arrays"
-        )
-    plans = [plan_of(group) for group in (*training, *validation)]
+    groups = (*training, *validation)
+    layouts, cached = all_layouts(groups)
+    plans = [plan_of(group) for group in groups]
     shards = _place.Shards(
         sharding,
-        [layout_of(group) for group in (*training, *validation)],
+        layouts,
         [plan.length % plan.batch_size if plan.remainder == "short" else 0 for plan in plans],
+        cached,
     )
+    for group, layout in zip(groups, cached, strict=True):
+        cache = cache_of(group)
+        if cache is not None and cache.kind == "encoded" and not cache.readonly:
+            for rows in shards.sizes(layout):
+                shards.owned(layout, rows)  # raises where nobody could write them: now, and on all processes
     if shards.several and not deterministic:
         raise ValueError(
             "got deterministic=False with a sharding over devices of several processes: each would have its batches "
@@ -256,7 +260,7 @@ def with_files(
         elif isinstance(encoded, Mapping) and callable(getattr(loader, "encode", None)):
             changed[index] = with_encoded(layouts[index], cast("Mapping[str, Encoded]", encoded), devices)
     if shards is not None:
-        shards.layouts = changed[: len(groups)]
+        shards.layouts = changed
     return changed
 
 

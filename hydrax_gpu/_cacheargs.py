@@ -11,13 +11,14 @@ from hydrax_gpu._spec import Layout
 __all__ = ["checked_arrays", "checked_columns"]
 
 
-def checked_arrays(arrays: object, layout: Layout, rows: int) -> dict[str, Any]:
+def checked_arrays(arrays: object, layout: Layout, rows: int, shardings: Mapping[str, Any]) -> dict[str, Any]:
     """The arrays of a cached batch, in the order of their declaration.
 
     Args:
         arrays: what was given.
         layout: what was declared.
-        rows: of the batch.
+        rows: of the batch, in all processes.
+        shardings: that they have to have, by name; empty where any will do.
 
     Raises:
         TypeError, ValueError: they are not as declared.
@@ -43,7 +44,15 @@ def checked_arrays(arrays: object, layout: Layout, rows: int) -> dict[str, Any]:
             raise ValueError(f"array {name!r}: got dtype {array.dtype}, wanted {dtype}; array.astype({dtype}) converts")
         if array.is_deleted():
             raise ValueError(f"array {name!r}: it was deleted, or donated to a jitted function; give it to cache first")
-        if not array.is_fully_addressable:
+        if shardings:
+            if not array.sharding.is_equivalent_to(shardings[name], array.ndim):
+                # with another, a step would be compiled for either; and somebody might have none of the rows he writes
+                raise ValueError(
+                    f"array {name!r}: got {array.sharding}, wanted {shardings[name]}, which the Dataloader was given "
+                    "for it, so that batches are the same before and after. jax.lax.with_sharding_constraint in what "
+                    "computes it, or jax.jit(..., out_shardings=...), gives it that"
+                )
+        elif not array.is_fully_addressable:
             raise ValueError(
                 f"array {name!r}: parts of it are in other processes, wanted an array of this process's rows "
                 "(each process caches the rows that it has loaded)"

@@ -1,22 +1,27 @@
-"""The caches of a `Dataloader`'s groups: opening them, and what the report says of them."""
+"""The caches of a `Dataloader`'s groups: opening them, what `Batch.cache` needs, and what the report says of them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from hydrax_gpu import _place
 from hydrax_gpu._groupcache import store_spec
+from hydrax_gpu._jobs import RuntimeStore, next_name
+from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._spec import Layout
+from hydrax_gpu.batch import CacheSink
 from hydrax_gpu.group import DataGroup, cache_of, data_of, layout_of, plan_of
 from hydrax_gpu.report import CacheInfo
 
 if TYPE_CHECKING:
     from hydrax_gpu._engine.caches import Caches, GroupCache
 
-__all__ = ["all_layouts", "cache_infos", "check_workers", "open_caches"]
+__all__ = ["all_layouts", "cache_infos", "cache_sink", "check_workers", "open_caches"]
 
 _log = logging.getLogger("hydrax_gpu")
 
@@ -54,11 +59,14 @@ def open_caches(
     cached_layouts: Sequence[int],
     *,
     writers: int,
+    depth: int,
+    shards: _place.Shards | None,
     settled: Callable[[Any], None],
 ) -> Caches | None:
     """Opens what caches the groups have; None if they have none.
 
     Raises:
+        RuntimeError: several processes have no means to agree on what is in them.
         CacheMismatch: one is of something else.
         CacheError: one cannot be opened.
     """
@@ -66,8 +74,17 @@ def open_caches(
     declared = [cache_of(group) for group in groups]
     if not any(cache is not None and cache.location is not None for cache in declared):
         return None
+    from hydrax_gpu._engine.agreeing import Agreement
     from hydrax_gpu._engine.caches import QUEUE_BYTES, Caches, GroupCache, open_all
+    from hydrax_gpu._engine.messages import Settled
 
+    agreement: Agreement | None = None
+    encoded = any(cache is not None and cache.location is not None and cache.kind == "encoded" for cache in declared)
+    if encoded and shards is not None and shards.several:
+        agreement = Agreement(
+            RuntimeStore(), next_name("cache"), shards.process, shards.processes, depth,
+            lambda error: settled(Settled(error)),
+        )  # fmt: skip
     openers: list[Callable[[], GroupCache] | None] = []
     for index, (group, cache) in enumerate(zip(groups, declared, strict=True)):
         if cache is None or cache.location is None:
@@ -78,7 +95,57 @@ def open_caches(
         spec = store_spec(cache, plan_of(group), data_of(group), validation=is_validation)
         layout = cached_layouts[index]
         openers.append(partial(GroupCache.open, name, cache.kind, spec, layout, cache.layout, cache.only))
-    return Caches(open_all(openers), len(training), writers=writers, limit=QUEUE_BYTES, settled=settled)
+    return Caches(
+        open_all(openers),
+        len(training),
+        writers=writers,
+        limit=QUEUE_BYTES,
+        settled=settled,
+        agreement=agreement,
+        **({} if shards is None else {"alone": shards.alone}),
+    )
+
+
+class _ShardedSink:
+    """Writes what this process is to write of global batches.
+
+    Args:
+        caches: None where nothing is kept.
+        shards: what this process has of each batch.
+        layouts: for each group the layout of its cached batches.
+        training_groups: how many of the groups are training groups.
+    """
+
+    def __init__(
+        self, caches: Caches | None, shards: _place.Shards, layouts: Sequence[int], training_groups: int
+    ) -> None:
+        self._caches = caches
+        self._shards = shards
+        self._layouts = layouts
+        self._training_groups = training_groups
+        self.shardings: Mapping[str, _place.Sharding] = shards.shardings
+
+    def persist(
+        self, plan: BatchPlan, arrays: Mapping[str, Any], additional: Sequence[Mapping[str, Any] | None] | None
+    ) -> None:
+        """As `Caches.persist`, of the rows that this process is to write."""
+        if self._caches is None:
+            return
+        if plan.share is None:
+            self._caches.persist(plan, arrays, additional)
+            return
+        group = plan.group + self._training_groups if plan.validation else plan.group
+        mine = plan.share.rows
+        owned = self._shards.owned(self._layouts[group], plan.share.batch_rows)
+        places = [bisect_left(mine, row) for row in owned if row < plan.share.batch_valid]
+        self._caches.persist(plan, arrays, additional, places)
+
+
+def cache_sink(
+    caches: Caches | None, shards: _place.Shards | None, cached_layouts: Sequence[int], training_groups: int
+) -> CacheSink | None:
+    """Where `Batch.cache` leaves what is to be kept; None when nothing is kept, nor anything to be checked."""
+    return caches if shards is None else _ShardedSink(caches, shards, cached_layouts, training_groups)
 
 
 def cache_infos(caches: Caches | None) -> tuple[CacheInfo, ...]:

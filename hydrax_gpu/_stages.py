@@ -60,12 +60,13 @@ class Totals:
         counts, ns: by `Kind`.
         causes: of waits, by `Cause`.
         slots: slots times nanoseconds, by `Part`.
+        seen: nanoseconds that these are of.
         held: slots that Python objects referred to when a wait began, summed over the waits.
         use: of the workers: bytes that they had storage read, time on a processor, time that they waited for one. The
             second is 0 where that is not known.
     """
 
-    __slots__ = ("at", "batches", "causes", "counts", "held", "items", "ns", "slots", "use")
+    __slots__ = ("at", "batches", "causes", "counts", "held", "items", "ns", "seen", "slots", "use")
 
     def __init__(self, at: int = 0) -> None:
         self.at: int = at
@@ -75,6 +76,7 @@ class Totals:
         self.ns: list[int] = [0] * len(Kind)
         self.causes: list[int] = [0] * len(Cause)
         self.slots: list[int] = [0] * len(Part)
+        self.seen: int = 0
         self.held: int = 0
         self.use: list[int] = [0, 0, 0]
 
@@ -86,7 +88,7 @@ class Totals:
         """What has come since `before`; its `at` is a duration then."""
         result = Totals((self.at if at is None else at) - before.at)
         result.batches, result.items = self.batches - before.batches, self.items - before.items
-        result.held = self.held - before.held
+        result.held, result.seen = self.held - before.held, self.seen - before.seen
         for name in ("counts", "ns", "causes", "slots", "use"):
             pairs = zip(getattr(self, name), getattr(before, name), strict=True)
             setattr(result, name, [now - then for now, then in pairs])
@@ -252,7 +254,7 @@ class Stages:
             items=totals.items,
             workers=max(1, round(workers)),
             stages=tuple(stages),
-            slots=Slots(*(area / length for area in totals.slots)),
+            slots=Slots(*(area / max(1, totals.seen) for area in totals.slots)),
             handover_seconds=totals.causes[Cause.HANDOVER] / 1e9,
             held_seconds=totals.causes[Cause.HELD] / 1e9,
             running_seconds=totals.causes[Cause.RUNNING] / 1e9,

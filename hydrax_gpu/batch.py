@@ -27,6 +27,11 @@ _Additional = Sequence[Mapping[str, Any] | None]
 class CacheSink(Protocol):
     """Where `Batch.cache` leaves what is to be kept."""
 
+    @property
+    def shardings(self) -> Mapping[str, Any]:
+        """For each array by name what sharding it has to have; empty where any will do."""
+        ...
+
     def persist(self, plan: BatchPlan, arrays: Mapping[str, Any], additional: _Additional | None) -> None:
         """Sees to it that a batch is written; `additional` is of its valid rows."""
         ...
@@ -213,13 +218,14 @@ class Batch(Generic[D]):
         From then on `arrays`, `layouts`, `uncached` and `additional` are those of a cached batch, and the loader's own
         arrays are given up. The batch is written by another thread (with `cacher_count=0`, in this call), which also
         waits for the arrays to be computed: do not donate or delete them. Rows that only pad the batch are not written.
+        With a `sharding` over several processes, each writes rows that its devices have, and no row is written by two.
         Where more waits to be written than there is room for, this waits; the report says how often and how long. When
         the batch cannot be written, because the disk is full, say, training goes on all the same; that is logged and in
         the report.
 
         Args:
             arrays: for each name in `group.cache_layouts` a `jax.Array` of its shape and JAX dtype. A short last batch
-                has fewer rows.
+                has fewer rows. With a `sharding`, it has that of its name.
             additional: for each key one value a row, in place of `additional`, which is kept by default. Numbers,
                 strings, bytes, lists, tuples, dicts and NumPy arrays are best; anything else is pickled, and read back
                 only where nobody else could have written it.
@@ -243,7 +249,8 @@ class Batch(Generic[D]):
                 else "it was read from the cache, or cache() was called before; look at `uncached` first"
             )
             raise RuntimeError(f"this batch is cached already: {how}")
-        checked = checked_arrays(arrays, declared.layout, self._plan.rows)
+        rows = len(self._plan.global_indices)
+        checked = checked_arrays(arrays, declared.layout, rows, self._sink.shardings if self._sink is not None else {})
         items, given = self._additional, self._columns
         if additional is not None:
             given = MappingProxyType(checked_columns(additional, self._plan.rows))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchTimeoutError",
+    "CacheDamaged",
     "CacheError",
     "CacheMismatch",
     "CacheWriteError",
@@ -89,6 +90,31 @@ class CacheMismatch(CacheError, ValueError):
         self.fix = fix
         super().__init__(
             f"the cache in {location} does not fit: its {field} is {stored!r}, and {wanted!r} is wanted here. {fix}"
+        )
+
+
+class CacheDamaged(CacheError):
+    """Entries of a cache that all processes of a job had agreed to read turned out to be damaged, or gone.
+
+    Only where other processes have the same rows: they may have read them, or not, and nothing else can take their
+    place on one of them alone.
+
+    Attributes:
+        location: directory of the cache.
+        group: whose cache it is, such as "training group 0".
+        items: indices of the items that could not be read.
+    """
+
+    def __init__(self, location: str, group: str, items: Sequence[int]) -> None:
+        self.location = location
+        self.group = group
+        self.items = list(items)
+        shown = ", ".join(map(str, items[:8])) + (", ..." if len(items) > 8 else "")
+        super().__init__(
+            f"the entries of items {shown} in the cache of {group}, {location}, are damaged or gone, and all processes "
+            "had agreed to read them. Other processes have the same rows, so that this one cannot replace them alone. "
+            f"Run `hydrax-gpu cache repair {location}`, which takes out what is damaged, and start the job again from "
+            "its last state."
         )
 
 

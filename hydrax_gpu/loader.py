@@ -28,7 +28,11 @@ from hydrax_gpu._assembly import (
     shards_of,
     with_files,
 )
+<<<<<<< HEAD
 from hydrax_gpu._cachesetup import all_layouts, cache_infos, open_caches
+=======
+from hydrax_gpu._cachesetup import all_layouts, cache_infos, cache_sink, check_workers, open_caches
+>>>>>>> integrate
 from hydrax_gpu._engine import (
     Core,
     CoreConfig,
@@ -49,8 +53,12 @@ from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, first_validation, validation_of
 from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, to_state
 from hydrax_gpu._progress import Progress
+<<<<<<< HEAD
 from hydrax_gpu._sizing import Sizing
 from hydrax_gpu.batch import Batch, CacheSink, make_batch, plan_of_batch
+=======
+from hydrax_gpu.batch import Batch, make_batch, plan_of_batch
+>>>>>>> integrate
 from hydrax_gpu.group import DataGroup, cache_of, data_of, groups_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
 from hydrax_gpu.report import Report
@@ -135,7 +143,7 @@ class Dataloader(Generic[D]):
         sharding: a `jax.sharding.Sharding` for all arrays, or a dict with one for each name of an array in any of the
             groups: the batch's arrays are global ones over these devices, and `batch_size` is that of the global
             batch. Each process loads the rows that its devices need. Several processes are given the same arguments;
-            a bad item is replaced there where it would drop a batch. Not for groups with a cache. See docs/sharding.md.
+            a bad item is replaced there where it would drop a batch. See docs/sharding.md.
 
     Raises:
         ValueError, TypeError: an argument is not valid; the message says what was wanted.
@@ -264,7 +272,7 @@ class Dataloader(Generic[D]):
             stream.start()
             self._guard = InterruptGuard(stream, sigterm=bool(self._sigterm) and not self._several)
             self._guard.install()
-            _place.prepare()  # while the workers start
+            stream.prepare()  # while the workers start
             assert self._placer is not None
             self._placer.prepare()
             close_at_exit()
@@ -303,7 +311,7 @@ class Dataloader(Generic[D]):
         if self._several and self._sigterm and _preemption.reached(self._plan.step_of_position(self._position)[0]):
             stream.terminated = True
             stream.interrupt()
-        while isinstance(delivery := _place.annotated("hydrax_gpu.next", stream.next), Dropped):
+        while isinstance(delivery := stream.next() if not stream.profiled() else stream.named_next(), Dropped):
             plan = delivery.plan
             self._position = positions_after(self._position, self._ahead, plan.position)
             self._progress.dropped(plan)
@@ -343,8 +351,9 @@ class Dataloader(Generic[D]):
         inbox = EpollInbox()
         try:
             caches = self._caches = open_caches(
-                self._training, self._validation, cached, writers=self._cachers, settled=inbox.post
-            )
+                self._training, self._validation, cached, writers=self._cachers, depth=self._depth, shards=shards,
+                settled=inbox.post,
+            )  # fmt: skip
         except BaseException:
             inbox.close()
             raise
@@ -386,17 +395,18 @@ class Dataloader(Generic[D]):
                     policy, self._plan, groups, self._found, self._position, self._progress, several=self._several
                 ),
                 caching=NoCaching() if caches is None else caches,
+                agreed=None if caches is None else caches.agreed,
                 on_device=lambda plan: placer.takes_files(plan.group + len(self_training) * plan.validation),
             )
         )
         first = first_validation(self._plan, self._position, self._first_step)
+        sink = cache_sink(caches, shards, cached, len(self._training))
 
         def build_batch(plan: BatchPlan, arrays: Mapping[str, Any], additional: Any, read: bool) -> Batch[D]:
             group = (self_validation if plan.validation else self_training)[plan.group]
             cache = cache_of(group)
-            cached = read or (cache is not None and cache.kind == "direct")
-            sink: CacheSink | None = None if cached else caches
-            return make_batch(group, plan, arrays, additional, first, cached=cached, sink=sink)
+            kept = read or (cache is not None and cache.kind == "direct")
+            return make_batch(group, plan, arrays, additional, first, cached=kept, sink=None if kept else sink)
 
         self._runner = Runner(
             core,

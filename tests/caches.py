@@ -13,6 +13,7 @@ import numpy as np
 
 from hydrax_gpu._cache import ArrayFormat, Descriptor, Keys, Store, StoreSpec, fingerprint
 from hydrax_gpu._cache.system import System
+from hydrax_gpu._kernels.choice import choose
 
 ARRAYS = (
     ArrayFormat("x", (5, 3), "float32", 60),
@@ -30,7 +31,7 @@ def descriptor(**changes: Any) -> Descriptor:
 
 
 def spec(location: Path | str, *, readonly: bool = False, **changes: Any) -> StoreSpec:
-    return StoreSpec(str(location), descriptor(**changes), readonly)
+    return StoreSpec(str(location), descriptor(**changes), readonly, choose().path)
 
 
 def keys(items: Sequence[int], passes: Sequence[int] | None = None) -> Keys:

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 by it)
 import numpy as np
 
-from hydrax_gpu._kernels import convert, dequantize, pad_ragged, quantize, srgb_oklab, unpack_bits
+from hydrax_gpu._kernels import convert, dequantize, pad_ragged, quantize, srgb_oklab, unpack_bits, xxh3
 from hydrax_gpu._kernels.formats import TAGS
 from hydrax_gpu._kernels.host import Library
 from hydrax_gpu._kernels.resize_crop_flip_normalize import Box, Resize, Turn
@@ -163,6 +163,15 @@ def run_resize(library: Library, rng: np.random.Generator) -> None:
             assert_same_bits(out, expected)
 
 
+def run_xxh3(library: Library, rng: np.random.Generator) -> None:
+    for nbytes in (xxh3.SHORTEST, 1024, 1025, 1089, 17_408, 32 * 1024 + 1, 70_001):
+        for offset, gap in PLACES:
+            records = filled(rng, (2, nbytes), np.uint8, offset, gap)
+            seeds, sums = filled(rng, (2,), np.uint64, 0, 0).array, Rows((2,), np.uint64, 0, 0, tight=True).array
+            xxh3.Xxh3(library, nbytes)(records.array, seeds, sums)
+            assert_same_bits(sums, xxh3.twin(records.array, seeds))
+
+
 RUNS: dict[str, Callable[..., None]] = {
     "convert": run_convert,
     "dequantize": run_dequantize,
@@ -171,6 +180,7 @@ RUNS: dict[str, Callable[..., None]] = {
     "resize_crop_flip_normalize": run_resize,
     "srgb_oklab": run_srgb_oklab,
     "unpack_bits": run_unpack_bits,
+    "xxh3": run_xxh3,
 }
 
 if __name__ == "__main__":

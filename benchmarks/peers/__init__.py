@@ -16,6 +16,7 @@ from . import dali, ffcv, grain, hydrax, jax_dataloader, pytorch, spdl, tf_data
 from .base import Arrays, Peer, make_batch, make_item, versions
 
 __all__ = [
+    "DECODE",
     "NAME",
     "NO_OPENCV",
     "OURS",
@@ -33,7 +34,8 @@ __all__ = [
 
 NAME = "hydrax_gpu"
 NO_OPENCV = "OpenCV is not installed (pip install opencv-python-headless)"
-OURS: dict[str, type[Peer]] = {NAME: hydrax.HydraxGpu}
+DECODE = "hydrax_gpu + decode"
+OURS: dict[str, type[Peer]] = {NAME: hydrax.HydraxGpu, DECODE: hydrax.HydraxGpuDecode}
 PEERS: dict[str, type[Peer]] = {
     "hydrax": hydrax.Hydrax,
     "DALI": dali.Dali,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..photo_work import SIZE, load_pillow, number_of
+from ..workloads import MEAN, STD, load_bytes
 from .base import Arrays, Peer
 
 
@@ -42,6 +43,28 @@ class HydraxGpu(Peer):
 
     def arrays(self, batch: Any) -> Arrays:
         return dict(batch.arrays)
+
+
+class HydraxGpuDecode(HydraxGpu):
+    """hydrax_gpu with records loaded as they stand in the file, and normalised by a declared decode.
+
+    As other loaders have it done by an operator of theirs.
+    """
+
+    workloads = ("records",)
+    by_function = False
+    settings = "defaults; decode=Normalize(...)"
+
+    @contextmanager
+    def open(self, task: Any) -> Generator[Iterator[Any]]:
+        import hydrax_gpu
+
+        normalize = hydrax_gpu.Normalize(mean=MEAN.tolist(), std=STD.tolist())
+        image = hydrax_gpu.ArraySpec(task.arrays["image"][0], np.uint8, np.float32, decode=normalize)
+        declared = {name: (shape, dtype, dtype) for name, (shape, dtype) in task.arrays.items()} | {"image": image}
+        group = hydrax_gpu.DataGroup(task.batch, task.data, loader_arrays=declared)
+        with hydrax_gpu.Dataloader(load_bytes, group, loader_count=task.workers, depth=task.depth) as loader:
+            yield iter(loader)
 
 
 class HydraxGpuPillow(HydraxGpu):

@@ -184,7 +184,7 @@ class Bulk:
         error = self._read(fd, self._hash, memory, _address(table), table.shape[1], *span, done)
         if error:
             raise OSError(error, os.strerror(error))
-        return Done(*done, table[VERDICT])
+        return Done(done[0], done[1], done[2], table[VERDICT])
 
     def read_rows(
         self,
@@ -219,7 +219,7 @@ class Bulk:
         )  # fmt: skip
         if error:
             raise OSError(error, os.strerror(error))
-        return Done(*done, table[VERDICT])
+        return Done(done[0], done[1], done[2], table[VERDICT])
 
     def sums(
         self, memory: int, nbytes: int, rows: npt.NDArray[np.int64], seeds: npt.NDArray[np.uint64]

@@ -172,6 +172,13 @@ class Store:
             return len(self._table) == descriptor.length
 
     @property
+    def unreadable(self) -> str:
+        """Which journals could not be read at the last `refresh`, and why; "" when all could. Their entries count as
+        missing."""
+        with self._lock:
+            return self._table.unreadable
+
+    @property
     def stats(self) -> Stats:
         """What has been done so far."""
         with self._lock:

@@ -48,6 +48,16 @@ class Table:
         """Rows of journals that are not good, and will not be."""
         return sum(peer.damaged + (peer.trailing if peer.ended else 0) for peer in self.peers.values())
 
+    @property
+    def unreadable(self) -> str:
+        """Which journals the operating system refuses to read, and why; "" when there are none."""
+        refused = [(peer.name, peer.error) for peer in self.peers.values() if peer.error is not None]
+        if not refused:
+            return ""
+        name, error = min(refused, key=lambda each: each[0])
+        more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+        return f"{name}{JOURNAL}{more}: {error.strerror or error}"
+
     def name(self, number: int) -> str:
         """Name of a writer."""
         return self._names[number]

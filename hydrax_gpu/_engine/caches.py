@@ -12,21 +12,24 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from hydrax_gpu._cache import Store, StoreSpec
-from hydrax_gpu._engine.cached import Form
+from hydrax_gpu._cache import Keys, Store, StoreSpec
+from hydrax_gpu._engine.agreeing import UNSHARED, Agreement
+from hydrax_gpu._engine.cached import Agreed, Form
+from hydrax_gpu._engine.hostrows import host_rows
 from hydrax_gpu._engine.messages import Settled
 from hydrax_gpu._exec.protocol import CacheCounts
 from hydrax_gpu._exec.rowstore import RowCacheSpec, RowStore
-from hydrax_gpu._plan import BatchPlan
+from hydrax_gpu._plan import BatchPlan, agreed
 from hydrax_gpu._spec import Layout
-from hydrax_gpu.errors import CacheError
+from hydrax_gpu.errors import CacheDamaged, CacheError
 
 __all__ = ["QUEUE_BYTES", "Caches", "GroupCache", "open_all"]
 
@@ -56,6 +59,8 @@ class GroupCache:
         troubles: why something is not read or written.
         pending: keys of what waits to be written.
         refused: whether what is in it must not be read.
+        flush: waits until all that was handed over by now is written.
+        found_damaged: keys of entries that were found damaged, for other processes to know of.
         lock: of the counts.
     """
 
@@ -72,6 +77,8 @@ class GroupCache:
     troubles: list[str] = field(default_factory=list[str])
     pending: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
     refused: bool = False
+    flush: Callable[[], None] = lambda: None
+    found_damaged: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
@@ -83,7 +90,10 @@ class GroupCache:
             CacheError: it cannot be opened.
         """
         rows = RowStore(spec, layout, Store.open(spec))
-        return GroupCache(name, kind, spec, layout, arrays, only, rows, CacheCounts(layout))
+        cache = GroupCache(name, kind, spec, layout, arrays, only, rows, CacheCounts(layout))
+        if (counts := rows.take_counts()) is not None:
+            cache.add(counts)
+        return cache
 
     @property
     def worker_spec(self) -> RowCacheSpec:
@@ -99,6 +109,69 @@ class GroupCache:
             self.troubles = [*self.troubles, counts.trouble]  # new, because others read it
         _log.warning("cache of %s: %s (the run goes on without; see the report)", self.name, counts.trouble)
 
+    def learn(self, keys: Keys) -> None:
+        """Reads entries of which somebody says that they are damaged, so that this process's view of the store knows.
+
+        Otherwise such an entry would be read, and not written, like a good one.
+        """
+        assert self.rows.store is not None
+        try:
+            bad = self.rows.store.read(keys, _scratch(self.spec, len(keys.items))).bad
+        except (CacheError, OSError, MemoryError):  # which the worker has told of
+            self.refused = True
+            return
+        with self.lock:
+            self.found_damaged.update((int(keys.items[at]), int(keys.passes[at])) for at, _ in bad)
+
+    # What an agreement with other processes asks (`agreeing.SharedCache`).
+
+    @property
+    def topic(self) -> dict[str, Any]:
+        """What the cache is of."""
+        return {"group": self.name, "length": self.length, "data": self.spec.descriptor.fingerprint}
+
+    @property
+    def length(self) -> int:
+        """Items of the group."""
+        return self.spec.descriptor.length
+
+    @property
+    def by_pass(self) -> bool:
+        """Whether each pass has entries of its own."""
+        return self.rows.by_pass
+
+    def seen(self, group_pass: int) -> npt.NDArray[np.uint8]:
+        """The items that have an entry for a pass, as far as can be seen now; of what is being written, all."""
+        store = self.rows.store
+        if store is None or self.refused:
+            return agreed.no_items(self.length)
+        self.flush()
+        try:
+            store.refresh()
+        except (CacheError, OSError) as error:
+            trouble = f"what others have added to the cache cannot be seen: {error}"
+            self.add(CacheCounts(self.layout, trouble=trouble))
+        return agreed.seen(self.length, lambda items: store.contains(self.rows.keys(items, group_pass)))
+
+    def damaged(self, group_pass: int) -> set[int]:
+        """Items whose entry for a pass was found damaged, and was not told of yet."""
+        pass_ = group_pass if self.by_pass else 0
+        with self.lock:
+            return {item for item, its_pass in self.found_damaged if its_pass == pass_}
+
+    def told(self, group_pass: int, items: Collection[int], *, unshared: bool) -> None:
+        """These are damaged, as all processes know now; and whether there are entries that not all of them see."""
+        if items:
+            keys = self.rows.keys(sorted(items), group_pass)
+            assert self.rows.store is not None
+            there = np.flatnonzero(self.rows.store.contains(keys))
+            if len(there):
+                self.learn(Keys(keys.items[there], keys.passes[there]))
+            with self.lock:
+                self.found_damaged -= set(zip(keys.items.tolist(), keys.passes.tolist(), strict=True))
+        if unshared:
+            self.add(CacheCounts(self.layout, trouble=UNSHARED))
+
 
 @dataclass(slots=True)
 class _Job:
@@ -107,6 +180,7 @@ class _Job:
     group_pass: int
     keys: set[tuple[int, int]]
     arrays: Mapping[str, Any]
+    rows: Sequence[int]
     additional: list[Mapping[str, Any] | None]
     nbytes: int
 
@@ -120,6 +194,8 @@ class Caches:
         writers: number of writer threads; with none of them, whoever hands something over writes it.
         limit: bytes that may wait to be written, unless it is a single batch. `Batch.cache` waits until there is room.
         settled: called, on any thread, when something was written that was waited for.
+        agreement: with the other processes of a job that have parts of the same batches.
+        alone: `(layout, rows of the global batch, row of this process's)`: whether no other process has that row.
     """
 
     def __init__(
@@ -130,7 +206,13 @@ class Caches:
         writers: int,
         limit: int,
         settled: Callable[[Any], None],
+        agreement: Agreement | None = None,
+        alone: Callable[[int, int, int], bool] = lambda layout, rows, row: True,
     ) -> None:
+        self.shardings: Mapping[str, Any] = {}
+        """That what `Batch.cache` is given must have: any will do, as there is one device."""
+        self._agreement = agreement
+        self._alone = alone
         self.groups = caches
         self._training_groups = training_groups
         self._limit = limit
@@ -142,6 +224,9 @@ class Caches:
         self._closing = False
         self.queue_waits = 0
         self.queue_wait_ns = 0
+        for cache in caches:
+            if cache is not None:
+                cache.flush = partial(self._flush, cache)
         wanted = any(c is not None and c.kind == "encoded" and not c.spec.readonly for c in caches)
         self._threads = [
             threading.Thread(target=self._write_all, name=f"hydrax_gpu-cacher-{number}", daemon=True)
@@ -149,7 +234,9 @@ class Caches:
         ]
 
     def start(self) -> None:
-        """Starts the writers."""
+        """Starts the threads."""
+        if self._agreement is not None:
+            self._agreement.start()
         for thread in self._threads:
             thread.start()
 
@@ -164,6 +251,8 @@ class Caches:
         cache = self.of(plan)
         if cache is None or cache.kind == "direct":
             return Form.LOAD
+        if self._agreement is not None:
+            return self._form_agreed(self._agreement, cache, plan)
         if cache.refused:
             cache.missed += plan.valid
             return self._miss(cache)
@@ -180,6 +269,36 @@ class Caches:
                 return Form.WAIT
         cache.missed += len(missing)
         return self._miss(cache)
+
+    def _form_agreed(self, agreement: Agreement, cache: GroupCache, plan: BatchPlan) -> Form:
+        """As `form`, of what all processes have a part of: by what was planned, and agreed on, and by nothing else."""
+        items = agreement.of(self.groups.index(cache), cache, plan)
+        if items is None:
+            return Form.WAIT
+        missing = agreed.missing(items, plan.global_indices)
+        if not missing:
+            return Form.READ
+        cache.missed += agreed.missing(items, plan.indices[: plan.valid])
+        return self._miss(cache)
+
+    @property
+    def agreed(self) -> Agreed | None:
+        """What to do when a batch cannot be read that several processes have agreed to read; see `CoreConfig`."""
+        return None if self._agreement is None else self
+
+    def stands_in(self, plan: BatchPlan, item: int) -> bool:
+        """Whether an item can be read in the place of another."""
+        cache = self.of(plan)
+        assert cache is not None and self._agreement is not None
+        items = self._agreement.of(self.groups.index(cache), cache, plan)
+        return items is not None and not agreed.missing(items, [item])
+
+    def refusal(self, plan: BatchPlan, rows: Sequence[int]) -> Exception | None:
+        """The error to end the run with, if some other process has one of these rows, too, and may have read it."""
+        cache = self.of(plan)
+        assert cache is not None and plan.share is not None
+        items = [plan.indices[row] for row in rows if not self._alone(cache.layout, plan.share.batch_rows, row)]
+        return CacheDamaged(cache.spec.location, cache.name, items) if items else None
 
     def loads(self, plan: BatchPlan) -> bool:
         """Whether a batch that could not be read can be loaded."""
@@ -202,13 +321,7 @@ class Caches:
         """Workers could not read these rows of a batch."""
         cache = self.of(plan)
         assert cache is not None
-        # Our own view of the store has to learn it too, or the batch would be read, and not written, like a good one.
-        keys = cache.rows.keys([plan.indices[row] for row in rows], plan.group_pass)
-        assert cache.rows.store is not None
-        try:
-            cache.rows.store.read(keys, _scratch(cache.arrays, len(rows)))
-        except (CacheError, OSError, MemoryError):  # which the worker has told of
-            cache.refused = True
+        cache.learn(cache.rows.keys([plan.indices[row] for row in rows], plan.group_pass))
 
     def count(self, counts: CacheCounts) -> None:
         """A worker has done something."""
@@ -223,20 +336,28 @@ class Caches:
     # Writing.
 
     def persist(
-        self, plan: BatchPlan, arrays: Mapping[str, Any], additional: Sequence[Mapping[str, Any] | None] | None
+        self,
+        plan: BatchPlan,
+        arrays: Mapping[str, Any],
+        additional: Sequence[Mapping[str, Any] | None] | None,
+        rows: Sequence[int] | None = None,
     ) -> None:
         """Hands a batch over to be written, unless its cache is read-only; waits when too much waits to be written.
 
         Args:
             plan: what it holds.
-            arrays: `jax.Array`s by name, with the rows of the plan.
+            arrays: `jax.Array`s by name, with the rows of the plan; of a share, with those of the global batch.
             additional: of its valid rows.
+            rows: those to write, by their places in the plan; the valid ones by default.
         """
         cache = self.of(plan)
         if cache is None or cache.spec.readonly:
             return
-        valid = plan.valid
-        indices = plan.indices[:valid]
+        if rows is None:
+            rows = range(plan.valid)
+        if not rows:
+            return
+        indices = [plan.indices[row] for row in rows]
         keys = cache.rows.keys(indices, plan.group_pass)
         job = _Job(
             cache,
@@ -244,7 +365,8 @@ class Caches:
             plan.group_pass,
             set(zip(keys.items.tolist(), keys.passes.tolist(), strict=True)),
             {array.name: arrays[array.name] for array in cache.arrays.arrays},
-            [None] * valid if additional is None else list(additional[:valid]),
+            rows if plan.share is None else [plan.share.rows[row] for row in rows],
+            [None if additional is None else additional[row] for row in rows],
             sum(array.row_nbytes for array in cache.arrays.arrays) * plan.rows,
         )
         if not self._threads:
@@ -260,6 +382,12 @@ class Caches:
             cache.pending |= job.keys
             self._jobs.append(job)
             self._changed.notify_all()
+
+    def _flush(self, cache: GroupCache) -> None:
+        with self._changed:
+            waiting = set(cache.pending)
+            while not self._closing and not waiting.isdisjoint(cache.pending):
+                self._changed.wait()
 
     def _wait_for_room(self, nbytes: int) -> None:
         if not self.queue_waits:
@@ -298,9 +426,9 @@ class Caches:
                 self._settled(Settled())
 
     def _write(self, job: _Job) -> None:
-        cache, count = job.cache, len(job.indices)
+        cache = job.cache
         try:
-            rows = {a.name: _host_rows(job.arrays[a.name], count, a.numpy_dtype) for a in cache.arrays.arrays}
+            rows = {a.name: host_rows(job.arrays[a.name], job.rows, a.numpy_dtype) for a in cache.arrays.arrays}
         except Exception as error:  # of jax: what computes them has failed, or they were deleted or donated
             trouble = f"arrays that were given to Batch.cache cannot be had: {type(error).__name__}: {error}"
             cache.add(CacheCounts(cache.layout, trouble=trouble))
@@ -320,19 +448,16 @@ class Caches:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
+        if self._agreement is not None:
+            self._agreement.close()
         for cache in self.groups:
             if cache is not None:
                 cache.rows.close()
 
 
-def _host_rows(array: Any, rows: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """The first rows of a `jax.Array` on the host, as they are kept; waits for them to be computed."""
-    return np.ascontiguousarray(np.asarray(array)[:rows].astype(dtype, copy=False))
-
-
-def _scratch(layout: Layout, rows: int) -> dict[str, npt.NDArray[Any]]:
-    """Memory for rows of a layout that are of no interest."""
-    return {a.name: np.empty((rows, *a.item_shape), a.numpy_dtype) for a in layout.wire}
+def _scratch(spec: StoreSpec, rows: int) -> dict[str, npt.NDArray[Any]]:
+    """Memory for entries, as they are stored, that are of no interest."""
+    return {array.name: np.empty((rows, array.nbytes), np.uint8) for array in spec.descriptor.arrays}
 
 
 def open_all(specs: Sequence[Callable[[], GroupCache] | None]) -> list[GroupCache | None]:

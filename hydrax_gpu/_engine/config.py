@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from hydrax_gpu._engine.cached import Caching, NoCaching
+from hydrax_gpu._engine.cached import Agreed, Caching, NoCaching
 from hydrax_gpu._engine.faults import FaultRules
 from hydrax_gpu._plan import BatchPlan
 
@@ -31,6 +31,8 @@ class CoreConfig:
             can be with all workers busy, and nobody can tell at which of a chunk's items a worker is.
         faults: what to do about bad items and lost workers.
         caching: which batches are in a cache.
+        agreed: what to do about entries of a cache that turn out to be damaged, where several processes have agreed to
+            read them. None where there is one process, which loads the batch instead.
         on_device: whether a device decodes files of a batch; asked when its rows are there.
     """
 
@@ -47,4 +49,5 @@ class CoreConfig:
     together: bool = False
     faults: FaultRules = field(default_factory=FaultRules)
     caching: Caching = field(default_factory=NoCaching)
+    agreed: Agreed | None = None
     on_device: Callable[[BatchPlan], bool] = lambda plan: False

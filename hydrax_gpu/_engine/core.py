@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from hydrax_gpu._engine.cached import Form
+from hydrax_gpu._engine.cached import UNREAD, Form
 from hydrax_gpu._engine.config import CoreConfig
 from hydrax_gpu._engine.crew import Crew
 from hydrax_gpu._engine.cutting import Cutter
@@ -129,8 +129,8 @@ class Core:
                 self._on_unsent(message, effects)
             case Unreadable():
                 self._on_unreadable(message, effects)
-            case Settled():
-                self._on_settled()
+            case Settled(error):
+                self._on_settled(error, effects)
             case Decoded():
                 self._on_decoded(message, effects)
             case PlacementFailed(_, _, exception):
@@ -180,8 +180,14 @@ class Core:
             effects.extend(changes)
 
     def _cannot_read(self, load: Load, rows: Sequence[int], effects: list[Effect]) -> None:
-        load.unread = True
-        effects.append(Unread(load, list(rows)))
+        effects.append(Unread(load, list(rows), load.plan))
+        agreed = self._config.agreed
+        if agreed is None:
+            load.unread = True
+            return
+        load.error = load.error or agreed.refusal(load.plan, rows)
+        for row in rows if load.error is None else ():
+            self._row_failed(load, row, UNREAD)
 
     def _chunk_done(self, load: Load) -> None:
         if load.pending:
@@ -202,7 +208,10 @@ class Core:
         else:
             self.slots.filled(load.slot)
 
-    def _on_settled(self) -> None:
+    def _on_settled(self, error: Exception | None, effects: list[Effect]) -> None:
+        if error is not None:
+            self._fail(error, effects)
+            return
         unsettled, self._unsettled = self._unsettled, []
         for load in unsettled:
             load.pending -= 1
@@ -262,7 +271,7 @@ class Core:
             self._replace(load, row)
 
     def _replace(self, load: Load, row: int) -> None:
-        substitute = self._faults.substitute(load, row)
+        substitute = self._faults.substitute(load, row, self._config.agreed if load.cached else None)
         if substitute is None:
             load.hopeless = True
             return

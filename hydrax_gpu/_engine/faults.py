@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeAlias, final
 
+from hydrax_gpu._engine.cached import Agreed
 from hydrax_gpu._engine.messages import Load, RowFailure
 from hydrax_gpu._exec.protocol import Failure, WorkerLost
 from hydrax_gpu._plan import BatchPlan
@@ -22,6 +23,8 @@ _FORGIVING = 1000
 """Batches that make up for one death: what matters is that the loader gets on, not how often in a month it was hit."""
 
 _HOPELESS_START = 64
+
+_UNREAD_TRIES = 8
 
 _FILL = "Fill it first, by a run of a group with loader_arrays; `hydrax-gpu cache info` shows how much is in it."
 
@@ -94,13 +97,25 @@ class FaultBook:
         """Whether a bad item, known or just found, is replaced."""
         return self._rules.mode == "replace" or (known and self._rules.mode == "raise")
 
-    def substitute(self, load: Load, row: int) -> tuple[int, int | None] | None:
-        """The next item to try in a row, and its seed; None when there is none left."""
+    def substitute(self, load: Load, row: int, agreed: Agreed | None = None) -> tuple[int, int | None] | None:
+        """The next item to try in a row, and its seed; None when there is none left.
+
+        Args:
+            load: of the batch.
+            row: of it.
+            agreed: knows which items can be read, when they are from a cache. After some of them could not, what is
+                wrong is not the items, and the others are not tried.
+        """
+        if agreed is not None and sum(failure.row == row for failure in load.failures) > _UNREAD_TRIES:
+            return None
         tries = load.substitutes.get(row)
         if tries is None:
             tries = load.substitutes[row] = self._rules.substitutes(load.plan, row)
         known = self._known.get((load.plan.validation, load.plan.group), ())
-        return next((each for each in tries if each[0] not in known), None)
+        for item, seed in tries:
+            if item not in known and (agreed is None or agreed.stands_in(load.plan, item)):
+                return item, seed
+        return None
 
     def strike(self, plan: BatchPlan, item: int, lost: WorkerLost) -> Failure | None:
         """A worker died at this item. Returns what is wrong with it if it has done that too often to be an accident."""
@@ -136,6 +151,8 @@ class FaultBook:
         Returns:
             The error to end the run with, if it cannot go on.
         """
+        if load.error is not None:
+            return load.error
         if load.failures:
             if self._rules.mode == "raise":
                 return _loader_error(load)

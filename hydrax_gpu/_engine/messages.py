@@ -73,6 +73,7 @@ class Load:
         decoded: whether a device has decoded all files of its rows.
         cached: whether its rows are read from a cache, in the layout of that.
         unread: whether that has failed for some of them.
+        error: to end the run with when it is due, and not before: other processes end before the same batch then.
         uncached: whether it is left out because it is not in the cache, from which alone its group comes.
     """
 
@@ -92,6 +93,7 @@ class Load:
     cached: bool = False
     unread: bool = False
     uncached: bool = False
+    error: Exception | None = None
 
     def bad_items(self) -> list[BadItem]:
         """The items that could not be loaded."""
@@ -169,7 +171,10 @@ class Taken(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """Of what was being written to a cache when it was looked for, something is there now, or will never be."""
+    """What batches waited for that may come from a cache is known: something was written, or will never be, or the
+    processes of a job have agreed on what is there, unless `error` kept them from that."""
+
+    error: Exception | None = None
 
 
 class Tune(NamedTuple):
@@ -242,10 +247,11 @@ class Drop(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """These rows of a batch were to be read from its cache, and could not be."""
+    """These rows of a batch were to be read from its cache, and could not be; `plan` is what it was to hold then."""
 
     load: Load
     rows: list[int]
+    plan: BatchPlan
 
 
 class Retire(NamedTuple):

@@ -63,6 +63,8 @@ _log = logging.getLogger("hydrax_gpu")
 
 _RETIRE_SECONDS = 1.0
 
+_NOTED = frozenset({Decoded, WorkerReady, Unreadable, Copied})
+
 _COPY_LOOK = 0.001
 """Seconds between two looks at whether the device has copied a slot, when there is no other slot to fill."""
 
@@ -190,6 +192,7 @@ class Runner:
             current = messages.popleft()
             if type(current) is Result:
                 self._count(current)
+<<<<<<< HEAD
             elif type(current) is Decoded:
                 self._count_lines(Counter(current.refused.values()))
             elif type(current) is WorkerReady:
@@ -203,12 +206,27 @@ class Runner:
                 self._foresee(current)
             elif type(current) is Copied:
                 self.stages.copied(current.slot)
+=======
+            elif type(current) in _NOTED:
+                self._note(current)
+>>>>>>> integrate
             for effect in self.core.step(current):
                 if self._watched:
                     with named(type(effect).__name__):
                         self._carry_out(effect)
                 else:
                     self._carry_out(effect)
+
+    def _note(self, message: Message) -> None:
+        if type(message) is Decoded:
+            self._count_lines(Counter(message.refused.values()))
+        elif type(message) is WorkerReady:
+            self.workers[message.worker] = message
+            self.stages.ready(message.worker, message.pid, message.thread)
+        elif type(message) is Unreadable:
+            self.stages.gone(message.chunk)
+        elif type(message) is Copied:
+            self.stages.copied(message.slot)
 
     def start(self) -> None:
         """Starts the workers and the core."""
@@ -268,11 +286,16 @@ class Runner:
         Returns:
             Seconds after which to come again although nothing happens; None for never.
         """
+<<<<<<< HEAD
         stages = self.stages
         if stages.full or stages.clock() >= stages.look_at:
             stages.look(self.core.slots, self.core.unread)
             if self.tuning is not None and (tune := self.tuning.look(self.workers)) is not None:
                 self.handle(tune)
+=======
+        if self.stages.active:
+            self.stages.look(self.core.slots, self.core.unread)
+>>>>>>> integrate
         for message in self.inbox.take(events):
             self.handle(message)
         taken = self.taken
@@ -284,8 +307,6 @@ class Runner:
                 self.handle(Copied(slot, generation))
         self.wants_taken = self.core.waits_for_consumer
         self.executor.flush()  # at the end of every turn, or an answer to what is still queued would be waited for
-        if stages.unsent:
-            stages.sent()
         if self._placer.deferred and self.core.starved:
             # JAX drops its references to NumPy memory only when something calls into it, and a consumer that waits
             # in next() never will. So we do.
@@ -359,9 +380,9 @@ class Runner:
             case Drop(load):
                 self.stages.dropped(load.plan)
                 self.outbox.put(Dropped(load.plan, load.bad_items()))
-            case Unread(load, rows):
+            case Unread(_, rows, plan):
                 assert self.caches is not None
-                self.caches.unread(load.plan, rows)
+                self.caches.unread(plan, rows)
             case Retire(slot):
                 begin = self.stages.clock()
                 self._placer.retire(slot)
@@ -384,8 +405,7 @@ class Runner:
     def _dispatch(self, effect: Dispatch) -> None:
         load, begin, end = effect.load, effect.begin, effect.end
         plan, group = load.plan, self._group(load.plan)
-        stages = self.stages
-        start = stages.clock() if stages.ways or stages.full else 0
+        start = self.stages.active and self.stages.clock()
         data = self._data[group]
         seeds = None if plan.seeds is None else plan.seeds[begin:end]
         indices = plan.indices[begin:end]
@@ -394,7 +414,7 @@ class Runner:
             decode = self._decodes(cache.layout)
             task = Task(effect.chunk, load.slot, cache.layout, begin, indices, None, decode, (indices, plan.group_pass))
             self.executor.submit(effect.worker, task)
-            stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start, cached=True)
+            self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start, cached=True)
             return
         keys = (indices, plan.group_pass) if cache is not None and cache.kind == "direct" else None
         decode = self._decodes(group)
@@ -405,7 +425,7 @@ class Runner:
             task = Task(effect.chunk, load.slot, group, begin, items, seeds, decode, keys, encode)
             self.executor.submit(effect.worker, task)
             if start:
-                stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start)
+                self.stages.dispatched(effect.worker, effect.chunk, plan, end - begin, start)
         except Exception as error:
             # A descriptor that cannot be had or sent. Which item it is, an item's own try tells.
             self._messages.append(Unsent(effect.worker, effect.chunk, unsendable(data, indices, error)))
@@ -459,8 +479,7 @@ class Runner:
 
     def _place(self, load: Load) -> None:
         plan, slot, generation = load.plan, load.slot, load.generation
-        stages = self.stages
-        begin = stages.clock() if stages.ways or stages.full else 0
+        begin = self.stages.active and self.stages.clock()
         try:
             placement = self._placer.place(
                 slot,
@@ -487,6 +506,6 @@ class Runner:
             lent = Lent(slot, weakref.ref(batch), {name: weakref.ref(arrays[name]) for name in shared})
         bad = load.bad_items() if load.failures else ()
         if begin:
-            stages.placed(plan, slot, begin, copying=copying)
+            self.stages.placed(plan, slot, begin, copying=copying)
         self.outbox.put(Delivery(plan.position, batch, bad, lent, plan.valid))
         self._messages.append(Placed(slot, generation, lent is not None, copying))

@@ -9,7 +9,7 @@ stage that is slow, but hidden behind another, is not blamed.
 
 Of quick batches, one in so many is measured in full, and counts that many times (`_engine.sampling`). Of all of them
 there are the numbers of batches and items, waits and steps, loading and decoding, and fences, with how long they took.
-Of a batch that is passed over nothing is called here: whoever drives the runner, and the consumer, add to a few numbers
+Of a batch that is passed over nothing is called here but the plan: the runner and the consumer add to a few numbers
 that are there, and what follows from these is worked out when it is asked for (`StageClock.settle`).
 """
 
@@ -18,12 +18,15 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
+<<<<<<< HEAD
 from hydrax_gpu._engine.employed import Employed
+=======
+from hydrax_gpu._engine.counting import Counters, Lent, Waits, Way
+>>>>>>> integrate
 from hydrax_gpu._engine.sampling import cost, interval
 from hydrax_gpu._engine.storage import WorkerUse
 from hydrax_gpu._engine.tracing import TraceSink
@@ -31,12 +34,10 @@ from hydrax_gpu._mem.slots import SlotState, SlotTable
 from hydrax_gpu._plan import BatchPlan
 from hydrax_gpu._stages import Cause, Kind, Part, Stages, Totals
 
-__all__ = ["Counters", "StageClock"]
+__all__ = ["StageClock"]
 
 _LOOK_NS = 1_000_000
 """The slots are counted at most this often; what they were in between is what they are then."""
-_LOOK_QUICK_NS = 10_000_000
-"""The same where batches are quick."""
 _LOOK_IN_WAIT_NS = 200_000
 """The same while the consumer waits for a batch that is measured in full."""
 
@@ -45,6 +46,8 @@ _SNAPSHOTS = 10
 
 _SOON = 32
 """After so many batches it is first asked whether all of them can be measured in full."""
+_LONGEST = 64
+"""So many batches are passed over, and no more, until it is asked whether they are as quick as they were."""
 _SLOW_NS = 100_000_000
 """At that time a batch nobody need ask what that costs."""
 
@@ -57,56 +60,6 @@ _HANDOVER = int(Cause.HANDOVER)
 _ENGINE = (_PLAN, _PLACEMENT, _FENCE)
 
 
-@dataclass(slots=True)
-class Counters:
-    """What the runner counts of all chunks; read by other threads, each number by itself."""
-
-    chunks: int = 0
-    busy_ns: int = 0
-    fallbacks: dict[str, int] = field(default_factory=dict[str, int])
-
-
-class Lent(Protocol):
-    """A batch that was handed out."""
-
-    def alive(self) -> Sequence[object]:
-        """What there still is of it."""
-        ...
-
-
-class _Way:
-    """The times of one batch."""
-
-    __slots__ = (
-        "begin",
-        "busy",
-        "cached",
-        "decode",
-        "end",
-        "number",
-        "placed",
-        "placing",
-        "planned",
-        "planning",
-        "sent",
-        "weight",
-    )
-
-    def __init__(self, planning: int, planned: int, number: str, weight: int) -> None:
-        self.planning = planning
-        self.planned = planned
-        self.sent = planned
-        self.begin = 0  # 0 for unknown, as long as no worker has told
-        self.end = 0
-        self.placing = 0
-        self.placed = 0
-        self.busy = 0
-        self.decode = 0
-        self.cached = False
-        self.number = number
-        self.weight = weight  # how many batches it stands for
-
-
 class StageClock:
     """Keeps the times of a loader.
 
@@ -117,12 +70,11 @@ class StageClock:
         cost_ns: what measuring one batch in full costs; found out when it is first needed, if it is None.
         use: looks at the workers from outside.
 
-    `enter`, `wait` and `leave` are called by the consumer, the others by whoever drives the runner, with its lock.
+    `wait` and `leave` are called by the consumer, the others by whoever drives the runner, with its lock.
 
-    Between two quick batches a call takes many times what it takes in a row, so what need not be called is not: `enter`
-    without a trace, `wait` and `leave` for what is before `due`, `dispatched` and `placed` (and the clock before them)
-    while there are neither `ways` nor a `full` wait, `result` of what was loaded without `decode` or `chunks`, `sent`
-    without `unsent`, and `look` before `look_at`.
+    Between two quick batches a call takes many times what it takes in a row, so what need not be called is not: `leave`
+    for a position before `due`, `wait` before `await_from` batches, `dispatched` and `placed` (and the clock before
+    them) and `look` while it is not `active`, and `result` of what was loaded without `decode` or `chunks`.
     """
 
     def __init__(
@@ -137,6 +89,7 @@ class StageClock:
         self.clock = clock
         self.totals = Totals()
         self.counters = Counters()
+        self.waits = Waits()
         self.lent: Mapping[int, Lent] = {}  # the batches that were handed out, by the slots that they share
         self.employed = Employed(workers)
         self._use = WorkerUse() if use is None else use
@@ -144,9 +97,9 @@ class StageClock:
         self.trace: TraceSink | None = None  # where single events go as well
         self._cost_ns = cost_ns
         self._every = 1
-        self.full = False  # whether the consumer waits for a batch that is measured in full
-        self.ways: dict[int, _Way] = {}  # by position
-        self.unsent: list[_Way] = []
+        self.active = True  # whether some batch is on its way, or waited for, that is measured in full
+        self._full = False  # whether the consumer waits for such a batch
+        self.ways: dict[int, Way] = {}  # by position
         # → worker, position, items, when it was dispatched; the latter three are of those that are measured in full,
         # and the position is -1 for others that are read from a cache
         self.chunks: dict[int, tuple[int, int, int, int]] = {}
@@ -154,15 +107,11 @@ class StageClock:
         self._copies: dict[int, tuple[int, str, int]] = {}  # by slot
         self._pids: dict[int, int] = {}
         self._looked = 0
-        self.look_at = 0  # when the slots are to be counted next
-        # These six are written by `next()` itself.
-        self.next = 0  # the position after the last batch
-        self.batches = 0
+        self.batches = 0  # these two are written by `next()` itself
         self.items = 0
-        self.waits = 0
-        self.waited_ns = 0
-        self.left = 0  # when it came back with the last batch
         self.due = 0  # the next position that it is to tell us of
+        self.await_from = 0  # after how many batches that is the one it waits for
+        self._last = -1, 0  # the last position of those, and how many batches there were then
         self._step_since = 0
         self._step_of: tuple[str, int] = "", 0
         self._held = 0
@@ -181,7 +130,7 @@ class StageClock:
 
         def planned(position: int) -> BatchPlan:
             if position % self._every:
-                if not self.full:
+                if not self._full:
                     return plan(position)
                 begin = self.clock()
                 result = plan(position)
@@ -194,7 +143,8 @@ class StageClock:
             self._add(_PLAN, end - begin, weight)
             self._engine[_PLAN] += end - begin
             kind = "validation" if result.validation else "batch"
-            way = self.ways[position] = _Way(begin, end, f"{kind} {position}", weight)
+            way = self.ways[position] = Way(begin, end, f"{kind} {position}", weight)
+            self._activate(begin)
             if self.trace is not None:
                 self.trace.span("engine", "plan", begin, end, {"batch": way.number, "items": result.valid})
             return result
@@ -206,7 +156,7 @@ class StageClock:
     ) -> None:
         """A chunk was given to a worker; looking up its descriptors, and the like, has taken since `begin`.
 
-        `begin` is 0 while there are neither `ways` nor a `full` wait. `cached` tells whether the worker is to read it
+        `begin` is 0 while it is not `active`. `cached` tells whether the worker is to read it
         from a cache.
         """
         if cached:
@@ -214,25 +164,20 @@ class StageClock:
             self.chunks[chunk] = worker, -1, 0, 0
         way = self.ways.get(plan.position)
         if way is None:
-            if begin and self.full:
+            if begin and self._full:
                 self._engine[_PLAN] += self.clock() - begin
             return
-        now = self.clock()
+        now = way.sent = self.clock()
         self.totals.ns[_PLAN] += (now - begin) * way.weight
         self._engine[_PLAN] += now - begin
         self.chunks[chunk] = worker, plan.position, items, now - begin
         if self.trace is not None:
             self.trace.span("engine", "send", begin, now, {"batch": way.number, "items": items, "worker": worker})
-        if not self.unsent or self.unsent[-1] is not way:
-            self.unsent.append(way)
 
-    def sent(self) -> None:
-        """All that was dispatched is on its way to the workers."""
-        if self.unsent:
-            now = self.clock()
-            for way in self.unsent:
-                way.sent = now
-            self.unsent.clear()
+    def _activate(self, now: int) -> None:
+        if not self.active:
+            self.active = True
+            self._looked = now  # what was before nobody has seen
 
     def ready(self, worker: int, pid: int, thread: int = 0) -> None:
         """A worker has started, in a process or on a thread of this one."""
@@ -293,7 +238,7 @@ class StageClock:
         """Placing a batch has taken since `begin`, and it is in the outbox in a moment."""
         way = self.ways.get(plan.position)
         if way is None:
-            if self.full:
+            if self._full:
                 self._engine[_PLACEMENT] += self.clock() - begin
             return
         way.placing, way.placed = begin, self.clock()
@@ -335,25 +280,34 @@ class StageClock:
         now = self.clock()
         since = now - self._looked
         # A short wait, of which few are measured, is seen from its beginning to its end.
-        if now < self.look_at and not (self.full and (since >= _LOOK_IN_WAIT_NS or self._every > 1)):
+        if self._every == 1 and since < (_LOOK_IN_WAIT_NS if self._full else _LOOK_NS):
             return
+<<<<<<< HEAD
         if self._looked:
             filling, full, lent, copying, retired = map(slots.count, _STATES)
             free = slots.free_count
+=======
+        if self._base is not None:
+            free, filling, full, lent, copying, retired = map(slots.count, _STATES)
+>>>>>>> integrate
             copying += retired
             ready = min(unread, lent)
             area = self.totals.slots
-            for part, number in enumerate((free, filling, full, ready, lent - ready, copying)):
+            numbers = (free, filling, full, ready, lent - ready, copying)
+            for part, number in enumerate(numbers):
                 area[part] += number * since
+            self.totals.seen += since
             if self.trace is not None:
-                numbers = (free, filling, full, ready, lent - ready, copying)
                 self.trace.level("slots", self._looked, dict(zip(_PARTS, numbers, strict=True)))
-            if self.full and not (free or filling or full or ready):
+            if self._full and not (free or filling or full or ready):
                 self._starving(min(since, now - self._first_wait), lent, copying)
         self._looked = now
-        self.look_at = now + (_LOOK_NS if self._every == 1 else _LOOK_QUICK_NS)
-        if self._recent and now - self._recent[-1].at > _SNAPSHOT_NS:
-            self.due = 0  # whichever batch is the next one
+        self.active = self._every == 1 or self._full or bool(self.ways)
+
+    def tick(self) -> None:
+        """Looks whether it is time for the next batch to be told of, whichever it is; from any thread."""
+        if self._recent and self.clock() - self._recent[-1].at > _SNAPSHOT_NS:
+            self.due = 0
 
     def _starving(self, ns: int, lent: int, copying: int) -> None:
         """The consumer has waited for a slot."""
@@ -371,39 +325,35 @@ class StageClock:
 
     # The consumer's side.
 
-    def enter(self) -> None:
-        """`next()` begins."""
-        if self._step_since and self.trace is not None:
-            number, items = self._step_of
-            self.trace.span("consumer", "step", self._step_since, self.clock(), {"batch": number, "items": items})
-        self._step_since = 0
-
     def wait(self, now: int) -> None:
         """The consumer begins to wait for a batch that is `due`."""
         if self._first_wait:
             return
-        self._first_wait, self._waited_before = now, self.waited_ns
-        chosen = not self.next % self._every
+        self._end_step(now)
+        self._first_wait, self._waited_before = now, self.waits.ns
+        last, then = self._last
+        chosen = not (last + 1 + self.batches - then) % self._every
         if chosen:
             self._held = self._count_held()
             self.totals.held += self._held * self._every
         if chosen or not self._ordered:  # then any of them can be the next, and one that is measured may be
             self._starved = [0] * len(Cause)
             self._engine_before = [self._engine[kind] for kind in _ENGINE]
-            self.full = True
+            self._full = True
+            self._activate(now)
 
     def leave(self, position: int, items: int) -> None:
-        """`next()` returns a batch that is `due`."""
-        now = self.left
+        """`next()` returns a batch that is `due`, and counted."""
+        now = self.clock()
+        self._end_step(now)
         if self._ordered:
-            for late in [late for late in self.ways if late < position]:
-                del self.ways[late]
-        self.next = position + 1
-        begin, full = self._first_wait, self.full
-        self._first_wait, self.full = 0, False
+            for late in [late for late in tuple(self.ways) if late < position]:
+                self.ways.pop(late, None)
+        begin, full = self._first_wait, self._full
+        self._first_wait, self._full = 0, False
         if position in self.ways:
             way = self.ways.pop(position)
-            waited = self.waited_ns - self._waited_before
+            waited = self.waits.ns - self._waited_before
             causes: list[int] = []
             if begin and full and self._base is not None:
                 causes = self._blame(way, begin, waited)
@@ -418,28 +368,40 @@ class StageClock:
                     self.trace.span("consumer", "wait", begin, begin + waited, args)
         if self._base is None:
             self._looked = now
-            self.look_at = now + _LOOK_NS
             self._base = self._snapshot(now)
             self._recent.append(self._base)
         elif now - self._recent[-1].at > _SNAPSHOT_NS or self.batches == _SOON:
             self._next_interval(now, self._recent[-1])
-        # Those that are on their way were chosen when others were.
-        self.due = min((position - position % self._every + self._every, *self.ways)) if self._ordered else 0
+        self._last = position, self.batches
+        if self._ordered:
+            # Those that are on their way were chosen when others were.
+            self.due = min((position - position % self._every + self._every, position + _LONGEST, *tuple(self.ways)))
+            self.await_from = self.batches + self.due - position - 1
+        else:
+            self.due = self.await_from = 0
 
-    def settle(self) -> Totals:
-        """The sums, with those that follow from what is counted of every batch and chunk."""
+    def _end_step(self, now: int) -> None:
+        if self._step_since and self.trace is not None:
+            number, items = self._step_of
+            self.trace.span("consumer", "step", self._step_since, now, {"batch": number, "items": items})
+        self._step_since = 0
+
+    def settle(self, at: int | None = None) -> Totals:
+        """The sums, with those that follow from what is counted of every batch and chunk, until `at` or now."""
+        waits = self.waits
+        at = waits.since or (self.clock() if at is None else at)
         totals = self.totals
         totals.batches, totals.items = self.batches, self.items
-        totals.ns[_WAIT], totals.counts[_WAIT] = self.waited_ns, self.waits
-        # A step ends where the next batch is returned, less the waits for it.
-        totals.ns[_STEP], totals.counts[_STEP] = self.left - self.waited_ns, max(0, self.batches - 1)
+        totals.ns[_WAIT], totals.counts[_WAIT] = waits.ns, waits.count
+        # What the consumer does not wait is its own time.
+        totals.ns[_STEP], totals.counts[_STEP] = at - waits.ns, self.batches
         totals.ns[_LOAD] = self.counters.busy_ns - totals.ns[_READ] - totals.ns[_DECODE]
         totals.counts[_LOAD] = self.counters.chunks - totals.counts[_READ]
         totals.use = list(self._use.look())
         return totals
 
     def _snapshot(self, at: int) -> Totals:
-        return self.settle().snapshot(at)
+        return self.settle(at).snapshot(at)
 
     def _next_interval(self, now: int, last: Totals) -> None:
         period = (now - last.at) / max(1, self.batches - last.batches)
@@ -451,7 +413,7 @@ class StageClock:
             self._cost_ns = _cost()
         self._every = 1 if self._cost_ns is None else interval(period, self._cost_ns)
 
-    def _blame(self, way: _Way, begin: int, waited: int) -> list[int]:
+    def _blame(self, way: Way, begin: int, waited: int) -> list[int]:
         """What a wait was for that began at `begin`, by `Cause`."""
         end = begin + waited
         at = begin
@@ -490,7 +452,7 @@ class StageClock:
     def close(self) -> None:
         """Nothing more will come."""
         if self.trace is not None:
-            self.enter()  # the last step has no other end
+            self._end_step(self.clock())  # the last step has no other end
             self.trace.close()
 
     def stages(self, at: int | None = None) -> Stages:
@@ -498,7 +460,7 @@ class StageClock:
         if self._base is None:
             return Stages(workers=self.employed.now)
         now = self.clock() if at is None else at
-        whole = self.settle().since(self._base, now)
+        whole = self.settle(now).since(self._base, now)
         # the oldest snapshot is replaced at the next one, so this is of 9 to 10 seconds, once there are as many
         since = self._recent[0] if len(self._recent) >= 3 else None
         recent = since and Stages.of(self.totals.since(since, now), self.employed.mean(since.at, now))
@@ -512,17 +474,14 @@ def _cost() -> float:
     plan = clock.timed(lambda position: BatchPlan(position, False, 0, 0, 0, 0, 0, 1, 1, [0], None, 0))
 
     def batch(position: int) -> None:
-        clock.enter()
         clock.wait(clock.clock())
+        clock.look(slots, 0)
         found = plan(position)
         clock.dispatched(0, position, found, 1, clock.clock())
-        clock.sent()
+        clock.look(slots, 0)
         clock.result(0, position, 1, 0, clock.clock())
         clock.placed(found, 0, clock.clock(), copying=False)
-        clock.waited_ns += 1
-        clock.left = clock.clock()
+        clock.batches += 1
         clock.leave(position, 1)
-        clock.look_at = 0
-        clock.look(slots, 0)
 
     return cost(batch)

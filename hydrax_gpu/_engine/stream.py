@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from hydrax_gpu._engine.inbox import Waiter
 from hydrax_gpu._engine.runner import Runner
 from hydrax_gpu._engine.thread import EngineThread
 from hydrax_gpu._engine.watch import describe_holders, stuck_engine, timed_out
+from hydrax_gpu._place import annotated, prepare, profiled
 from hydrax_gpu.errors import BatchTimeoutError
 
 __all__ = ["Stream"]
@@ -49,6 +51,8 @@ class Stream:
         # and those after it are not either, no more than one slot is left, or none.
         self._recent: deque[Lent] | None = deque(maxlen=1 if depth == 1 else max(2, depth - 1))
         self._ended: Failed | None = None
+        self._waits = runner.stages.waits
+        self.profiled: Callable[[], bool] = bool  # whether a profile may be being taken
         self._closed = False
         self._forked = False
         self.interrupted = False
@@ -58,12 +62,12 @@ class Stream:
     @property
     def wait_ns(self) -> int:
         """Nanoseconds that `next()` has waited, in all."""
-        return self._runner.stages.waited_ns
+        return self._waits.ns
 
     @property
     def waits(self) -> int:
         """How often it has."""
-        return self._runner.stages.waits
+        return self._waits.count
 
     @property
     def runner(self) -> Runner:
@@ -80,6 +84,11 @@ class Stream:
         else:
             with self._runner.lock:
                 self._runner.start()
+
+    def prepare(self) -> None:
+        """Imports jax and starts it, which had better be while the workers start."""
+        prepare()
+        self.profiled = profiled()
 
     def close(self) -> None:
         """Ends the engine and its workers and drops the batches that were not taken. Idempotent."""
@@ -121,9 +130,6 @@ class Stream:
             LoaderError, TooManyBadItems, WorkerDied, WorkerStartError, PlacementError: the loader has failed; again at
                 every call.
         """
-        stages = self._runner.stages
-        if stages.trace is not None:
-            stages.enter()
         if self._recent is not None and len(self._recent) == self._recent.maxlen:
             self._check_kept(self._recent[0])
         if not self.interrupted and self._ended is None:
@@ -134,12 +140,11 @@ class Stream:
                         self._runner.lent[entry.lent.slot] = entry.lent
                         if self._recent is not None:
                             self._recent.append(entry.lent)
+                    stages = self._runner.stages
                     stages.batches += 1
                     stages.items += entry.items
                     if entry.position >= stages.due:
                         stages.leave(entry.position, entry.items)
-                    else:
-                        stages.next = entry.position + 1
                     return entry
                 if type(entry) is Dropped:
                     return entry
@@ -153,6 +158,10 @@ class Stream:
         if self._ended is not None:
             raise self._ended.error
         return None
+
+    def named_next(self) -> Delivery | Dropped | None:
+        """`next`, under a name in the profile that is taken."""
+        return annotated("hydrax_gpu.next", self.next)
 
     def _check_kept(self, lent: Lent) -> None:
         alive = lent.alive()
@@ -181,7 +190,6 @@ class Stream:
         if type(entry) is Dropped:
             return entry  # it took no place in the outbox
         runner.taken += 1
-        runner.stages.left = time.perf_counter_ns()
         if runner.retires:
             runner.retire_now()
         if (runner.wants_taken or runner.inbox.pending) and self._engine is not None:
@@ -191,9 +199,10 @@ class Stream:
     def _wait(self) -> Entry:
         """Drives the engine here until there is a batch."""
         runner, inbox = self._runner, self._runner.inbox
-        begin = time.perf_counter_ns()
+        waits = self._waits
+        begin = waits.since = time.perf_counter_ns()
         stages = runner.stages
-        if stages.next >= stages.due:
+        if stages.batches >= stages.await_from:
             stages.wait(begin)
         inbox.consumer = threading.get_ident()
         runner.consumer_drives = True
@@ -237,9 +246,10 @@ class Stream:
             self._ended = Failed(_broken(error))
             raise
         finally:
-            runner.consumer_left_ns = stages.left = end = time.perf_counter_ns()
-            stages.waits += 1
-            stages.waited_ns += end - begin
+            runner.consumer_left_ns = end = time.perf_counter_ns()
+            waits.count += 1
+            waits.ns += end - begin
+            waits.since = 0
             runner.consumer_drives = False
 
     def _let_the_engine_wake(self) -> None:

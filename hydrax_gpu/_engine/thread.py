@@ -85,6 +85,7 @@ class EngineThread:
                     if timeout is None and (runner.core.lends or runner.executor.waiting):
                         timeout = _LOOK_SECONDS
                     events = runner.inbox.wait(Waiter.ENGINE, timeout, self._stay_awake)
+                runner.stages.tick()
                 with self._turn():
                     timeout = runner.turn(events)
                     runner.start_more()
@@ -119,6 +120,7 @@ class EngineThread:
         runner, pause = self._runner, _PAUSE
         while not self._closing:
             time.sleep(pause)
+            runner.stages.tick()
             with self._turn():
                 runner.start_more()
             if not runner.consumer_drives and time.perf_counter_ns() - runner.consumer_left_ns > _AWAY_NS:

@@ -49,7 +49,7 @@ class RowStore:
     def __init__(self, spec: StoreSpec, layout: int, store: Store | None = None) -> None:
         self.layout = layout
         self.store = store
-        self._by_pass = spec.descriptor.seeded == "pass"
+        self.by_pass = spec.descriptor.seeded == "pass"
         self._readonly = spec.readonly
         self._int8 = Int8Rows.of(spec.descriptor, spec.kernels)
         self._refreshed = time.monotonic()
@@ -60,11 +60,13 @@ class RowStore:
                 self.store = Store.open(spec)
             except (CacheError, OSError) as error:
                 self._count(trouble=f"a worker could not open the cache, and does without: {error}")
+        if self.store is not None:
+            self._tell_unreadable(self.store)
 
-    def keys(self, indices: Sequence[int], pass_: int) -> Keys:
+    def keys(self, indices: Sequence[int] | npt.NDArray[np.int64], pass_: int) -> Keys:
         """The keys of items in a pass over their group. Where entries are one an item, the pass does not matter."""
         items = np.asarray(indices, np.int64)
-        return Keys(items, np.full(len(items), pass_ if self._by_pass else 0, np.int64))
+        return Keys(items, np.full(len(items), pass_ if self.by_pass else 0, np.int64))
 
     @property
     def complete(self) -> bool:
@@ -192,7 +194,12 @@ class RowStore:
         except (CacheError, OSError) as error:
             self._count(trouble=f"what others have added to the cache cannot be seen: {error}")
         self._refreshed = time.monotonic()
+        self._tell_unreadable(store)
         return store.contains(keys)
+
+    def _tell_unreadable(self, store: Store) -> None:
+        if unreadable := store.unreadable:
+            self._count(trouble=f"entries of others count as missing, because files cannot be read: {unreadable}")
 
     def _count_refused(self, indices: Sequence[int], refused: Mapping[int, str]) -> None:
         row, reason = next(iter(refused.items()))

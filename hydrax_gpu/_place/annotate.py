@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from hydrax_gpu._place import jaxio
 from hydrax_gpu._ranges import named, ranged, ranges
 
-__all__ = ["annotated"]
+__all__ = ["annotated", "profiled"]
 
 R = TypeVar("R")
 
@@ -19,6 +19,12 @@ def _annotation() -> tuple[Any, Callable[[], bool]]:
     annotation = jaxio.jax().profiler.TraceAnnotation
     # Of an older jaxlib it cannot be asked; making one is cheap enough then.
     return annotation, getattr(annotation, "is_enabled", lambda: True)
+
+
+def profiled() -> Callable[[], bool]:
+    """A function that says whether a profile may be being taken, so that things had better be `annotated`."""
+    enabled = _annotation()[1]
+    return enabled if ranges() is None else lambda: True
 
 
 def annotated(name: str, function: Callable[[], R]) -> R:

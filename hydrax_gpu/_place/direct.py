@@ -44,10 +44,14 @@ def importer(index: int) -> Import | None:
     return found
 
 
+def _beneath() -> Any:
+    return import_module("jax._src.lib")._jax.dlpack_managed_tensor_to_buffer
+
+
 def _find(index: int) -> Import | None:
     backend: Any = import_module("jax.extend.backend")
     device: Any = backend.get_backend("cpu").device_from_local_hardware_id(index)
-    convert: Any = import_module("jax._src.lib")._jax.dlpack_managed_tensor_to_buffer
+    convert = _beneath()
 
     def of_new(capsule: Any) -> Any:
         return convert(capsule, device, None, False, _CPU)

@@ -3,7 +3,7 @@
 Three ways, chosen for each layout when the loader starts and named in the report:
 
 - *alias*: JAX reads the loader's own memory, which belongs to the batch until all of its arrays are gone. On the CPU
-  that is the slot itself, exported by DLPack; it costs some 30 µs an array, however large. On a device it is a slot of
+  that is the slot itself, exported by DLPack; it costs 6 to 50 µs an array, however large. On a device it is a slot of
   device memory, to which the host's is copied first (`ring.py`).
 - *copy*: the arrays are XLA's own and may be kept. On the CPU one jitted call copies (and converts) all of them; it
   costs some 15 µs for all arrays and the time of the copy, and is the cheaper way for small batches. On a device XLA

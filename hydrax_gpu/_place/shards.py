@@ -5,13 +5,14 @@ Only shardings are asked, and they answer with arithmetic: nothing is moved here
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast, final
 
 from hydrax_gpu._place import jaxio
-from hydrax_gpu._plan import BatchPlan, union
+from hydrax_gpu._plan import BatchPlan, owned_rows, union
 from hydrax_gpu._spec import ArrayLayout, Layout
 
 __all__ = ["ArrayShards", "BatchShards", "Index", "Piece", "Sharding", "Shards", "index_of"]
@@ -72,23 +73,31 @@ class Shards:
 
     Args:
         sharding: for all arrays, or a mapping with one for each name.
-        layouts: of each group's global batches; methods name one by its index.
+        layouts: of each group's global batches, and after them of cached batches; methods name one by its index.
         last: for each group the rows of its last batch if that is a short one, otherwise 0.
+        cached: for each group the index of the layout of its cached batches; none by default.
 
     Raises:
         TypeError, ValueError: an array cannot be sharded so; the message says which, and what was wanted.
     """
 
-    def __init__(self, sharding: Sharding | Mapping[str, Sharding], layouts: Sequence[Layout], last: Sequence[int]):
+    def __init__(
+        self,
+        sharding: Sharding | Mapping[str, Sharding],
+        layouts: Sequence[Layout],
+        last: Sequence[int],
+        cached: Sequence[int] = (),
+    ) -> None:
         names = list(dict.fromkeys(array.name for layout in layouts for array in layout.arrays))
         self.shardings = _by_name(sharding, names)
         for name, each in self.shardings.items():
             _check_devices(name, each)
         self._known: dict[tuple[int, int], BatchShards] = {}
-        for index, (layout, short) in enumerate(zip(layouts, last, strict=True)):
-            for rows in (layout.rows, short):
+        for index, short in enumerate(last):
+            other = cached[index] if cached else index
+            for rows in (layouts[index].rows, short):
                 if rows:
-                    self._known[index, rows] = self._of(layout, rows, layout.rows)
+                    self._add(list(dict.fromkeys((index, other))), layouts, rows)
         self.several = any(not each.is_fully_addressable for each in self.shardings.values())
         """Whether devices of other processes are among them, so that this one has a part of each batch only."""
         self.layouts = [
@@ -97,6 +106,13 @@ class Shards:
         """What this process has of each group's batches."""
         self.devices = len({device for each in self.shardings.values() for device in each.addressable_devices})
         """Number of devices of this process."""
+        everyone = {device for each in self.shardings.values() for device in each.device_set}
+        self.processes = sorted({int(device.process_index) for device in everyone})
+        """Numbers of the processes that have devices among them."""
+        self.process = int(jaxio.jax().process_index())
+        """That of this one."""
+        self._owned: dict[tuple[int, int], Sequence[int]] = {}
+        self._shared: dict[tuple[int, int], set[int]] = {}
 
     def of(self, layout: int, rows: int) -> BatchShards:
         """The shards of a batch with so many rows in all processes."""
@@ -118,17 +134,55 @@ class Shards:
 
         return at
 
-    def _of(self, layout: Layout, rows: int, batch_size: int) -> BatchShards:
+    def owned(self, layout: int, rows: int) -> Sequence[int]:
+        """The rows of a batch with so many that this process is to write to a cache, ascending.
+
+        Raises:
+            ValueError: there are rows that no process has all of.
+        """
+        if not self.several:
+            return range(rows)
+        if (layout, rows) not in self._owned:
+            arrays = self._known[layout, rows].arrays
+            holders = {name: _whole(each, _parts(each)) for name, each in arrays.items()}
+            self._owned[layout, rows] = owned_rows(holders, rows, self.process)
+        return self._owned[layout, rows]
+
+    def alone(self, layout: int, rows: int, row: int) -> bool:
+        """Whether no other process has any part of a row of this process, in a batch with so many in all."""
+        if not self.several:
+            return True
+        if (layout, rows) not in self._shared:
+            shared = set[int]()
+            for array in self._known[layout, rows].arrays.values():
+                for stretch, held in _parts(array).items():
+                    if held.keys() - {self.process}:
+                        shared.update(stretch)
+            self._shared[layout, rows] = shared
+        return self._known[layout, rows].rows[row] not in self._shared[layout, rows]
+
+    def _add(self, indices: Sequence[int], layouts: Sequence[Layout], rows: int) -> None:
+        """What a group's batches are cut into, as they are loaded and as they are cached: both have the same rows."""
+        parts = {index: self._parts(layouts[index], rows) for index in indices}
+        mine = union(range(*place[0]) for arrays in parts.values() for pieces in arrays.values() for _, place in pieces)
+        for index in indices:
+            self._known[index, rows] = self._of(layouts[index], rows, parts[index], mine)
+
+    def _parts(self, layout: Layout, rows: int) -> dict[str, list[tuple[Any, Index]]]:
         indices: dict[str, list[tuple[Any, Index]]] = {}
         for array in layout.arrays:
             shape = (rows, *array.item_shape)
             sharding = self.shardings[array.name]
-            _check_shape(array, shape, sharding, batch_size)
+            _check_shape(array, shape, sharding, layout.rows)
             indices[array.name] = [
                 (device, index_of(slices, shape))
                 for device, slices in sharding.addressable_devices_indices_map(shape).items()
             ]
-        mine = union(range(*index[0]) for parts in indices.values() for _, index in parts)
+        return indices
+
+    def _of(
+        self, layout: Layout, rows: int, indices: Mapping[str, list[tuple[Any, Index]]], mine: Sequence[int]
+    ) -> BatchShards:
         arrays = {
             array.name: ArrayShards(
                 (rows, *array.item_shape),
@@ -144,6 +198,29 @@ def _piece(array: ArrayLayout, mine: Sequence[int], device: Any, index: Index) -
     begin, rest = bisect_left(mine, index[0][0]), index[1:]
     whole = rest == tuple((0, size) for size in array.item_shape)
     return Piece(device, index, begin, begin + index[0][1] - index[0][0], tuple(slice(*part) for part in rest), whole)
+
+
+def _parts(array: ArrayShards) -> dict[range, dict[int, set[Index]]]:
+    """For each stretch of rows, and each process with devices that have it, what these have of the other axes."""
+    parts: dict[range, dict[int, set[Index]]] = {}
+    for device, slices in array.sharding.devices_indices_map(array.shape).items():
+        index = index_of(slices, array.shape)
+        parts.setdefault(range(*index[0]), {}).setdefault(device.process_index, set()).add(index[1:])
+    return parts
+
+
+def _whole(array: ArrayShards, parts: Mapping[range, Mapping[int, set[Index]]]) -> dict[range, list[int]]:
+    """For each stretch of rows the processes whose devices have all of them together."""
+    # parts are equal or disjoint, so that they are all of a row when they have as many elements
+    whole = math.prod(array.shape[1:])
+    return {
+        rows: [process for process, places in sorted(held.items()) if sum(map(_size, places)) == whole]
+        for rows, held in parts.items()
+    }
+
+
+def _size(index: Index) -> int:
+    return math.prod(end - begin for begin, end in index)
 
 
 def _by_name(sharding: object, names: Sequence[str]) -> dict[str, Sharding]:

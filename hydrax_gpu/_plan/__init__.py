@@ -5,6 +5,7 @@ from hydrax_gpu._plan.groups import Remainder as Remainder
 from hydrax_gpu._plan.groups import ShuffleLater as ShuffleLater
 from hydrax_gpu._plan.groups import ValidationPlan as ValidationPlan
 from hydrax_gpu._plan.order import permute as permute
+from hydrax_gpu._plan.owners import owned_rows as owned_rows
 from hydrax_gpu._plan.plan import JSON as JSON
 from hydrax_gpu._plan.plan import ORDER_VERSION as ORDER_VERSION
 from hydrax_gpu._plan.plan import BatchPlan as BatchPlan

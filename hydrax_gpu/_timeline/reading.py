@@ -78,6 +78,7 @@ class Recording:
 
 
 def _slots(totals: Totals, level: Event, begin: int, end: int) -> None:
+    totals.seen += max(0, end - begin)
     for part in Part:
         totals.slots[part] += int(level.args[part.name.lower()] * max(0, end - begin))
 

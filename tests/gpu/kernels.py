@@ -28,6 +28,8 @@ def split_name(name: str) -> tuple[str, str, str]:
         return "pad_ragged", splits, values
     if name.startswith("quantize_"):  # which no device is asked for
         return "quantize", "", ""
+    if name == "xxh3_64":
+        return "xxh3", "", ""
     return parts_of(name)
 
 

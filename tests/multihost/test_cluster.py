@@ -1,4 +1,12 @@
-"""The cluster example in real processes: the same losses on any number of them, killed, pre-empted and resumed."""
+"""The cluster example in real processes: the same losses on any number of them, killed, pre-empted and resumed.
+
+Defects that were planted by hand to see the test find them:
+
+- A state one batch ahead of what was handed out.
+- SIGTERM ended the one process that got it (`InterruptGuard` without regard to the others): the other waited for ever.
+- A run went on at the beginning of the epoch: steps were done again.
+- Each process took its number of rows from the front of the batch: other losses.
+"""
 
 from __future__ import annotations
 

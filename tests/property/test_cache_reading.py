@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hydrax_gpu._cache import checksums, reading
+from hydrax_gpu._cache.bulk import Span, bulk
 from hydrax_gpu._cache.files import Files
 from hydrax_gpu._cache.reading import Reader, Records, straight
 from hydrax_gpu._cache.system import System
+from tests.kernels import host
 
 
 @given(st.data())
@@ -48,18 +50,31 @@ def test_records_are_read_and_checked(data: st.DataObject) -> None:
     if data.draw(st.booleans(), label="memory holds what it did"):  # which must not pass for what the file has lost
         for target, record in zip(targets, records, strict=True):
             memory[target : target + len(record)] = np.frombuffer(record, np.uint8)
-    failed: dict[int, str] = {}
-    with TemporaryDirectory() as folder, patch.object(reading, "LIMIT", 64), patch.object(reading, "_BLOCK", 160):
+    before = memory.copy()
+    found: list[tuple[dict[int, str], int, int]] = []
+    with (
+        TemporaryDirectory() as folder,
+        patch.object(reading, "LIMIT", 64),
+        patch.object(reading, "GAP", 7),
+        patch.object(reading, "_BLOCK", 160),
+        patch.object(reading, "_SPAN", Span(7, 64, 160)),
+    ):
         Path(folder, "file").write_bytes(content[:held].tobytes())
-        reader = Reader(Files(folder, System()), System(), digest)
-        wanted = Records(
-            offsets, sizes if shape == "of any size" else largest, targets, np.array(sums, np.uint64), seeds
-        )
-        reader.read("file", wanted, memoryview(memory), lambda i, reason: failed.setdefault(i, reason))
-    assert set(failed) == bad
-    for i, (target, record) in enumerate(zip(targets, records, strict=True)):
-        if i not in bad:
-            assert memory[target : target + len(record)].tobytes() == record
+        for calls in None, bulk(host().path):
+            memory[:] = before
+            failed: dict[int, str] = {}
+            reader = Reader(Files(folder, System()), System(), digest, calls)
+            of_size = sizes if shape == "of any size" else largest
+            wanted = Records(offsets, of_size, targets, np.array(sums, np.uint64), seeds)
+            reader.read("file", wanted, memoryview(memory), failed.setdefault)
+            assert set(failed) == bad
+            for i, (target, record) in enumerate(zip(targets, records, strict=True)):
+                if i not in bad:
+                    assert memory[target : target + len(record)].tobytes() == record
+            found.append((failed, reader.nbytes, reader.calls))
+    assert found[0][:2] == found[1][:2]
+    if largest <= 64:  # a larger record is checked as a whole by one of the two, and in pieces by the other
+        assert found[0][2] == found[1][2]
 
 
 def test_what_lies_in_a_row() -> None:

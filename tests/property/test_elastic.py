@@ -1,4 +1,13 @@
-"""A run that is stopped on some number of hosts goes on with any other: nothing is lost, repeated, or moved."""
+"""A run that is stopped on some number of hosts goes on with any other: nothing is lost, repeated, or moved.
+
+Defects that were planted by hand to see the tests find them:
+
+- Substitutes that depend on the row of the bad item in its host's share, on the size of that share, or on how often
+  they were asked for before.
+- Interleaved groups after a resume: not sought at all, a batch too many or too few, ties decided the other way, no
+  beginning anew with the epoch.
+- Weighted groups that forget what they had in earlier rounds of the schedule, or begin it anew with the epoch.
+"""
 
 from __future__ import annotations
 

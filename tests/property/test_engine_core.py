@@ -7,6 +7,7 @@ checks the core's promises after every step.
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -42,6 +43,22 @@ from hydrax_gpu.errors import LoaderError, TooManyBadItems
 from hydrax_gpu.policy import BadItem, BadItems, Mode
 from tests.small import engine_plan
 
+WORLD: dict[str, st.SearchStrategy[Any]] = {
+    "depth": st.integers(1, 5),
+    "workers": st.integers(1, 4),
+    "ordered": st.booleans(),
+    "begin": st.integers(0, 7),
+    "end": st.integers(0, 14),
+    "skip": st.sets(st.integers(0, 6), max_size=3),
+    "mode": st.sampled_from(["drop", "replace", "raise"]),
+    "bad": st.sets(st.integers(0, 22), max_size=4),
+    "lethal": st.sets(st.integers(0, 22), max_size=2),
+    "known": st.sets(st.integers(0, 22), max_size=2),
+    "together": st.booleans(),
+    "files": st.booleans(),
+}
+"""How a world may begin."""
+
 
 class World(RuleBasedStateMachine):
     """Messages come in any order that the real world can produce.
@@ -51,20 +68,7 @@ class World(RuleBasedStateMachine):
     a worker begins all items of a task at once, and when it dies, which of them it was is not known.
     """
 
-    @initialize(
-        depth=st.integers(1, 5),
-        workers=st.integers(1, 4),
-        ordered=st.booleans(),
-        begin=st.integers(0, 7),
-        end=st.integers(0, 14),
-        skip=st.sets(st.integers(0, 6), max_size=3),
-        mode=st.sampled_from(["drop", "replace", "raise"]),
-        bad=st.sets(st.integers(0, 22), max_size=4),
-        lethal=st.sets(st.integers(0, 22), max_size=2),
-        known=st.sets(st.integers(0, 22), max_size=2),
-        together=st.booleans(),
-        files=st.booleans(),
-    )
+    @initialize(**WORLD)
     def begin(
         self,
         depth: int,
@@ -78,7 +82,7 @@ class World(RuleBasedStateMachine):
         lethal: set[int],
         known: set[int],
         together: bool,
-        files: bool = False,
+        files: bool,
     ) -> None:
         plan = self.plan = engine_plan(end)
         assert plan.end_position is not None

@@ -5,6 +5,8 @@ The world of `test_engine_core.py`, in which items may also be in a cache, on th
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, precondition, rule
@@ -13,8 +15,7 @@ from hydrax_gpu._engine.cached import Caching, Form
 from hydrax_gpu._engine.messages import Dispatch, Effect, Settled, Unread
 from hydrax_gpu._exec.protocol import Failure, Result, Unreadable
 from hydrax_gpu._plan import BatchPlan
-from hydrax_gpu.policy import Mode
-from tests.property.test_engine_core import World
+from tests.property.test_engine_core import WORLD, World
 
 ABSENT, PENDING, PRESENT, DAMAGED = range(4)
 
@@ -52,47 +53,25 @@ class CachedWorld(World):
     """As `World`; a batch that is read has what it was planned to have, whatever the loader function thinks of it."""
 
     @initialize(
-        depth=st.integers(1, 5),
-        workers=st.integers(1, 4),
-        ordered=st.booleans(),
-        begin=st.integers(0, 7),
-        end=st.integers(0, 14),
-        skip=st.sets(st.integers(0, 6), max_size=3),
-        mode=st.sampled_from(["drop", "replace", "raise"]),
-        bad=st.sets(st.integers(0, 22), max_size=3),
-        lethal=st.sets(st.integers(0, 22), max_size=1),
-        known=st.sets(st.integers(0, 22), max_size=1),
-        together=st.booleans(),
         otherwise=st.sampled_from([PRESENT, PRESENT, PENDING, ABSENT]),
         exceptions=st.dictionaries(
             st.tuples(st.booleans(), st.integers(0, 1), st.integers(0, 22)), st.integers(0, 3), max_size=12
         ),
         only=st.sets(st.tuples(st.booleans(), st.integers(0, 1)), max_size=2),
-        files=st.booleans(),
+        **WORLD,
     )
     def begin(
         self,
-        depth: int,
-        workers: int,
-        ordered: bool,
-        begin: int,
-        end: int,
-        skip: set[int],
-        mode: Mode,
-        bad: set[int],
-        lethal: set[int],
-        known: set[int],
-        together: bool,
         otherwise: int,
         exceptions: dict[tuple[bool, int, int], int],
         only: set[tuple[bool, int]],
-        files: bool = False,
+        **world: Any,
     ) -> None:
         everything = {(v, g, i): otherwise for v in (False, True) for g in (0, 1) for i in range(23)}
         self.shelf = Shelf(self, everything | exceptions, only)
         self.was_read: dict[int, list[int]] = {}  # position → the items of the batch, if all were read from the cache
         self.sent_as: dict[int, bool] = {}  # chunk → whether it was to be read
-        super().begin(depth, workers, ordered, begin, end, skip, mode, bad, lethal, known, together, files)
+        super().begin(**world)
 
     def caching(self) -> Caching:
         return self.shelf

@@ -21,7 +21,7 @@ FIELDS = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(FIELDS, st.integers(0, 4096), st.integers(0, 255))
 def test_fields_are_read_as_they_were_written_or_there_are_none(fields: Any, room: int, before: int) -> None:
     memory = np.full(16 + room + 64, before, np.uint8)
@@ -44,7 +44,7 @@ def test_fields_are_read_as_they_were_written_or_there_are_none(fields: Any, roo
     assert read_fields(row, NAMES) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(min_size=512, max_size=512), st.integers(0, 2), st.booleans())
 def test_what_nobody_has_written_is_refused_and_reads_nothing_else(data: bytes, state: int, head: bool) -> None:
     row = np.frombuffer(data, np.uint8).copy()
@@ -71,7 +71,7 @@ def plan_of(rows: int, valid: int) -> BatchPlan:
     return BatchPlan(0, False, 0, 0, 0, 0, 0, rows, valid, [row % valid for row in range(rows)], None, 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_every_row_of_a_part_is_that_of_one_item(data: st.DataObject) -> None:
     rows = data.draw(st.integers(1, 40))
@@ -87,7 +87,7 @@ def test_every_row_of_a_part_is_that_of_one_item(data: st.DataObject) -> None:
     assert [part.at(row) for row in sorted(found)] == [1000 + 7 * each for each in range(len(found))]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), unique=True))
 def test_runs_are_the_same_copies_and_as_few_as_can_be(copies: list[tuple[int, int]]) -> None:
     found = list(runs(copies))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hydrax_gpu._engine import sampling
 from hydrax_gpu._engine.sampling import INTERVALS, cost, interval
 from hydrax_gpu._engine.stages import StageClock
+from hydrax_gpu._mem.slots import SlotTable
 from hydrax_gpu._stages import Kind
 from tests.small import engine_plan
 
@@ -70,11 +71,11 @@ class Clock(StageClock):
 
     def __init__(self, wanted: Iterator[int], *, ordered: bool) -> None:
         self.now = 1
-        super().__init__(1, ordered=ordered, clock=self.tick)
+        super().__init__(1, ordered=ordered, clock=self.now_ns)
         self.wanted = wanted
         self.told: list[int] = []
 
-    def tick(self) -> int:
+    def now_ns(self) -> int:
         self.now += 1
         return self.now
 
@@ -124,22 +125,23 @@ def test_every_batch_that_is_measured_is_seen_to_its_end(
         if batch.position in looks:
             clock.due = 0  # it is time for a snapshot
         # as `Stream` and `Runner` do
-        if clock.next >= clock.due:
-            clock.wait(clock.tick())
-        if clock.ways or clock.full:
-            clock.placed(batch, 0, clock.tick(), copying=False)
+        if clock.batches >= clock.await_from:
+            clock.wait(clock.now_ns())
+        if clock.active:
+            clock.look(SlotTable(3), 0)
+        assert clock.active or not (clock.ways or clock._full)
+        if clock.active:
+            clock.placed(batch, 0, clock.now_ns(), copying=False)
         if batch.position in dropped:
             clock.dropped(batch)
             continue
         handed += 1
-        clock.batches, clock.left = handed, clock.tick()
+        clock.batches = handed
         if batch.position >= clock.due:
             clock.leave(batch.position, 1)
-        else:
-            clock.next = batch.position + 1
         if batch.position in measured:
             assert clock.told[-1] == batch.position
-        assert batch.position not in clock.ways and not clock.full
+        assert batch.position not in clock.ways and not clock._full
         assert not ordered or all(way > batch.position for way in clock.ways)
     assert not clock.ways
     assert clock.totals.counts[Kind.PLAN] == clock.totals.counts[Kind.PLACEMENT] == sum(measured.values())

@@ -150,6 +150,13 @@ def test_where_processors_are_the_limit_nothing_is_tried_beyond_them() -> None:
     assert "limited by cores" in tuner.why and "the machine" in tuner.why
 
 
+def test_workers_that_could_use_all_processors_are_given_slots_and_no_help() -> None:
+    """They compute whenever they load, but have to wait for slots, so that processors are left over."""
+    tuner = Tuner(START, limits(cores=2.0))
+    window = Window(1.0, 90, waited=0.9, loading=0.8, busy=1.6, cpu=1.55, own=0.05)
+    assert tuner.feed(window) == (START.workers, START.slots + 1)
+
+
 @pytest.mark.parametrize(("held", "slots"), [(0.0, 3), (3.0, 4)])
 def test_slots_that_the_consumer_keeps_are_made_up_for(held: float, slots: int) -> None:
     window = Window(1.0, 20, 0.5, 0.1, 0.4, 0.01, held=held)

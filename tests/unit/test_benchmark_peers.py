@@ -221,7 +221,7 @@ def test_the_overlap_has_a_step_without_and_with_a_loader() -> None:
     with prepared_file(workloads.make_record_file) as file:
         (experiment,) = overlap.experiments(choose(None, [], {}), warm_s=0.05, window_s=0.2, file=file)
         runs = run_rounds(experiment, 1, 60)
-    assert [run.case for run in runs] == ["limit", "hydrax_gpu"]
+    assert [run.case for run in runs] == ["limit", "hydrax_gpu", "hydrax_gpu + decode"]
     for run in runs:
         assert run.error is None, run.stderr
         values: dict[str, float] = {metric.key: run.value(metric.key) or 0.0 for metric in experiment.metrics}

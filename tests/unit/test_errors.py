@@ -94,6 +94,13 @@ TEXTS: list[tuple[Exception, str]] = [
         "a worker could not start: OSError: no such licence server",
     ),
     (
+        errors.CacheDamaged("latents", "training group 0", [3, 5]),
+        "the entries of items 3, 5 in the cache of training group 0, latents, are damaged or gone, and all processes "
+        "had agreed to read them. Other processes have the same rows, so that this one cannot replace them alone. Run "
+        "`hydrax-gpu cache repair latents`, which takes out what is damaged, and start the job again from its last "
+        "state.",
+    ),
+    (
         errors.CacheError("there is no cache in latents"),
         "there is no cache in latents",
     ),

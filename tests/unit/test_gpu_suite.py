@@ -77,7 +77,7 @@ def test_an_entrys_name_tells_its_source_and_types() -> None:
     assert split_name("convert_first_u8_bf16") == ("convert", "u8", "bf16")
     assert split_name("pad_ragged_i32_u16") == ("pad_ragged", "i32", "u16")
     assert split_name("dequantize_i4_bf16_f32") == ("dequantize", "i4", "f32")
-    assert split_name("quantize_bf16") == ("quantize", "", "")
+    assert split_name("quantize_bf16") == ("quantize", "", "") and split_name("xxh3_64") == ("xxh3", "", "")
     assert split_name("unpack_bits_8") == ("unpack_bits", "", "")
     assert (
         split_name("oklab_to_srgb_last_f32_u8") == split_name("srgb_to_oklab_planes_u8_f16") == ("srgb_oklab", "", "")

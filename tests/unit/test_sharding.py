@@ -371,11 +371,6 @@ def test_placement_func_and_sharding_are_refused_together() -> None:
     assert "both" in message and "wanted one of them" in message
 
 
-def test_a_group_with_a_cache_is_refused(tmp_path: Path) -> None:
-    cached = group(cache_arrays={"y": ((), np.int32, np.int32)}, cache_location=tmp_path)
-    assert "a group with a cache" in refused(ValueError, training=cached, sharding=over("data"))
-
-
 # In one process nothing else changes.
 
 

@@ -224,6 +224,18 @@ def test_torch_and_grain_are_wrapped() -> None:
     assert x.tolist() == [8, 9]
 
 
+def test_a_chain_of_grains_is_a_data_set() -> None:
+    grain = pytest.importorskip("grain", reason="Grain is not installed")
+    chain = grain.MapDataset.source(Squares(12)).map(lambda item: {"n": item[0], "square": item[1] + 1})
+    source = sources.MapSource(chain)
+    arrays = {"n": ((), np.int32, np.int32), "square": ((), np.int32, np.int32)}
+    group = DataGroup(4, source, loader_arrays=arrays, shuffle_first=True)
+    with Dataloader(source.loader(), group, executor="thread", on_error="raise", end_at=("epoch", 1)) as loader:
+        rows = [(batch.arrays["n"].tolist(), batch.arrays["square"].tolist()) for batch in loader]
+    assert sorted(n for numbers, _ in rows for n in numbers) == list(range(12))
+    assert all(squares == [n**2 + 1 for n in numbers] for numbers, squares in rows)
+
+
 def test_what_has_no_random_access_is_refused() -> None:
     for wrong in (iter([1]), {1: 2}, 3):
         with pytest.raises(TypeError, match="indexed by a number from 0"):

@@ -74,7 +74,6 @@ class Life:
         """One batch, for which the consumer waits from the beginning."""
         clock, position = self.clock, self.position
         self.position += 1
-        clock.enter()
         self.wait()
         self.wait_for_slot()
         if "fence" in self.delays:
@@ -86,7 +85,6 @@ class Life:
         plan = self.plan(position)
         begin = self.now
         clock.dispatched(0, position, plan, plan.valid, begin, cached=self.cached)
-        clock.sent()
         self.spend("queue")
         begin = self.now
         self.spend("read" if self.cached else "load")
@@ -104,20 +102,17 @@ class Life:
     def leave(self, position: int) -> None:
         """What `next()` does at the end of a wait; see `Stream`."""
         clock = self.clock
-        clock.waits += 1
-        clock.waited_ns += self.now - self.began
-        clock.left = self.now
+        clock.waits.count += 1
+        clock.waits.ns += self.now - self.began
         clock.batches += 1
         clock.items += PLAN.valid
         if position >= clock.due:
             clock.leave(position, PLAN.valid)
-        else:
-            clock.next = position + 1
 
     def wait(self) -> None:
         """What it does at the beginning of one."""
         self.began = self.now
-        if self.clock.next >= self.clock.due:
+        if self.clock.batches >= self.clock.await_from:
             self.clock.wait(self.now)
 
     def result(self, chunk: int, busy: int, decode: int = 0) -> None:
@@ -161,7 +156,6 @@ def test_what_is_slow_and_hidden_is_not_blamed() -> None:
     for position in range(4):  # each is loaded for 20 ms while the consumer is away, and placed for 3 ms while it waits
         plan = life.plan(position)
         clock.dispatched(0, position, plan, plan.valid, life.now)
-        clock.sent()
         begin = life.now
         life.now += 20 * MS
         life.result(position, life.now - begin)
@@ -181,7 +175,6 @@ def test_the_engine_is_blamed_for_what_it_does_instead() -> None:
     for position in range(0, 8, 2):
         plan, other = life.plan(position), PLAN._replace(position=position + 1)
         clock.dispatched(0, position, plan, plan.valid, life.now)
-        clock.sent()
         life.wait()
         life.result(position, MS)
         begin = life.now

@@ -124,7 +124,7 @@ def test_the_clock_asks_at_the_first_batch_and_at_the_end(tmp_path: Path) -> Non
     clock = StageClock(1, clock=lambda: now[0], cost_ns=0.0, use=WorkerUse(str(tmp_path)))
     clock.ready(0, 4711)
     proc.tell("4711", 500 * MB, 5 * MS, 0)
-    clock.batches, clock.left = 1, now[0]
+    clock.batches = 1
     clock.leave(0, 4)
     now[0] += 1000 * MS
     proc.tell("4711", 600 * MB, 105 * MS, 200 * MS)
