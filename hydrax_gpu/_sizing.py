@@ -43,16 +43,31 @@ class Sizing:
         start: workers and slots in the beginning.
         auto_workers: whether the number of workers is chosen while the loader runs.
         auto_slots: whether the number of slots is.
+        agreed: whether that was to be chosen, and is fixed for several processes to agree on it.
     """
 
     executor: ExecutorName
     start: Setting
     auto_workers: bool = False
     auto_slots: bool = False
+    agreed: bool = False
 
     @staticmethod
-    def of(depth: object, loader_count: object, executor: ExecutorName, groups: Sequence[DataGroup[Any]]) -> Sizing:
+    def of(
+        depth: object,
+        loader_count: object,
+        executor: ExecutorName,
+        groups: Sequence[DataGroup[Any]],
+        *,
+        several: bool = False,
+    ) -> Sizing:
         """What the arguments of those names say.
+
+        Args:
+            depth, loader_count, executor: the arguments.
+            groups: all groups.
+            several: whether this is one of several processes that have their batches together. They have to agree on
+                the number of slots, which so stays as it is.
 
         Raises:
             TypeError, ValueError: one is neither a number that is large enough nor "auto".
@@ -64,7 +79,7 @@ class Sizing:
         start = Setting(_START.workers if workers is None else workers, _START.slots if slots is None else slots)
         if executor == "inline":
             start = Setting(1, start.slots)
-        return Sizing(executor, start, workers is None, slots is None)
+        return Sizing(executor, start, workers is None, slots is None and not several, slots is None and several)
 
     @property
     def shared(self) -> bool:
@@ -92,7 +107,7 @@ class Sizing:
     def _most_slots(self, stride: int) -> tuple[int, str]:
         least = self.start.slots
         if not (self.auto_slots and self.tunes):
-            return least, "depth"
+            return least, "what several processes have to agree on" if self.agreed else "depth"
         if _place.possible():
             most = min(_DEVICE_SLOTS, _DEVICE_BYTES // stride)
             return max(least, most), "what a device is given at the start"
@@ -122,9 +137,9 @@ class Sizing:
         """What came of it, for the report; None when nothing was to be chosen."""
         if runner is not None and runner.tuning is not None:
             return runner.tuning.tuning
-        if not (self.auto_workers or self.auto_slots):
+        if not (self.auto_workers or self.auto_slots or self.agreed):
             return None
-        why = "not entered yet"
+        why = "not entered yet" if self.tunes else f"{self.start.slots} slots are what several processes agree on"
         if self.executor == "inline":
             why = "executor='inline' loads in next(), one batch at a time: there is nothing to choose"
         first = TuningStep(0.0, 0, *self.start, 0.0, "the start")

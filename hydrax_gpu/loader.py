@@ -28,11 +28,7 @@ from hydrax_gpu._assembly import (
     shards_of,
     with_files,
 )
-<<<<<<< HEAD
-from hydrax_gpu._cachesetup import all_layouts, cache_infos, open_caches
-=======
-from hydrax_gpu._cachesetup import all_layouts, cache_infos, cache_sink, check_workers, open_caches
->>>>>>> integrate
+from hydrax_gpu._cachesetup import all_layouts, cache_infos, cache_sink, open_caches
 from hydrax_gpu._engine import (
     Core,
     CoreConfig,
@@ -53,12 +49,8 @@ from hydrax_gpu._mem.arena import Arena
 from hydrax_gpu._options import Unit, begin_of, check_bad_items, end_of, faults_of, first_validation, validation_of
 from hydrax_gpu._plan import BatchPlan, Plan, ValidationPlan, to_state
 from hydrax_gpu._progress import Progress
-<<<<<<< HEAD
 from hydrax_gpu._sizing import Sizing
-from hydrax_gpu.batch import Batch, CacheSink, make_batch, plan_of_batch
-=======
 from hydrax_gpu.batch import Batch, make_batch, plan_of_batch
->>>>>>> integrate
 from hydrax_gpu.group import DataGroup, cache_of, data_of, groups_of, plan_of
 from hydrax_gpu.policy import BadItems, ErrorPolicy, Mode
 from hydrax_gpu.report import Report
@@ -205,8 +197,6 @@ class Dataloader(Generic[D]):
             mode, interval, groups = validation_of(validation)
             self._validation = groups_of("validation", groups)
             plan_validation = ValidationPlan(mode, interval, tuple(plan_of(g) for g in self._validation))
-        self._sizing = Sizing.of(depth, loader_count, executor, (*self._training, *self._validation))
-        self._executor_name: ExecutorName = self._sizing.executor
         self._plan = Plan(
             [plan_of(group) for group in self._training],
             validation=plan_validation,
@@ -215,6 +205,9 @@ class Dataloader(Generic[D]):
         )
         self._shards = shards_of(sharding, self._training, self._validation, placement_func, self._deterministic)
         self._several = self._shards is not None and self._shards.several
+        groups = (*self._training, *self._validation)
+        self._sizing = Sizing.of(depth, loader_count, executor, groups, several=self._several)
+        self._executor_name: ExecutorName = self._sizing.executor
         self._begin(start_at)
         self._saved = False
         self._stream: Stream | None = None
@@ -351,8 +344,8 @@ class Dataloader(Generic[D]):
         inbox = EpollInbox()
         try:
             caches = self._caches = open_caches(
-                self._training, self._validation, cached, writers=self._cachers, depth=self._depth, shards=shards,
-                settled=inbox.post,
+                self._training, self._validation, cached, writers=self._cachers, depth=sizing.start.slots,
+                shards=shards, settled=inbox.post,
             )  # fmt: skip
         except BaseException:
             inbox.close()

@@ -29,6 +29,8 @@ __all__ = ["Autotune"]
 
 _log = logging.getLogger("hydrax_gpu")
 
+_LOOK_NS = 1_000_000
+"""Time between two looks at most."""
 _SECONDS = 0.15
 _BATCHES = 12
 _SETTLED_SECONDS = 1.0
@@ -98,7 +100,7 @@ class Autotune:
         self._ready = False  # whether all workers that are to be there were seen to be
         self._from = 0  # number of batches at which the window begins
         self._mark: _Mark | None = None
-        self._waits_at_last = 0
+        self._look_at = 0
         self._first = TuningStep(0.0, 0, *tuner.setting, 0.0, "the start")
         self._steps: deque[TuningStep] = deque(maxlen=_STEPS)
 
@@ -110,6 +112,10 @@ class Autotune:
         Args:
             workers: those that are ready.
         """
+        now = self._stages.clock()
+        if now < self._look_at:
+            return None
+        self._look_at = now + _LOOK_NS
         batches = self._stages.batches
         setting = self._tuner.setting
         if not self._ready:
@@ -126,19 +132,19 @@ class Autotune:
         if mark is None:
             self._mark = self._now(workers)
             return None
-        seconds = (self._stages.clock() - mark.at) / 1e9
+        seconds = (now - mark.at) / 1e9
         least = _SETTLED_SECONDS if self._tuner.settled else _SECONDS
         enough = batches - mark.batches >= _BATCHES or (seconds > _LONGEST_SECONDS and batches - mark.batches >= 3)
         if seconds < least or not enough:
             return None
-        now = self._mark = self._now(workers)
-        return self._feed(_window(mark, now))
+        self._mark = self._now(workers)
+        return self._feed(_window(mark, self._mark))
 
     def _now(self, workers: Mapping[int, WorkerReady]) -> _Mark:
         totals = self._stages.settle()
         cpu = {number: self._executor.cpu_ns(number) for number in workers}
         return _Mark(
-            at=self._stages.clock(),
+            at=self._stages.waits.since or self._stages.clock(),  # a wait that is not over counts when it is
             batches=totals.batches,
             waited=totals.ns[_WAIT],
             loading=sum(totals.causes[cause] for cause in _FOR_WORKERS),

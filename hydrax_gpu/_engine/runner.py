@@ -63,7 +63,7 @@ _log = logging.getLogger("hydrax_gpu")
 
 _RETIRE_SECONDS = 1.0
 
-_NOTED = frozenset({Decoded, WorkerReady, Unreadable, Copied})
+_NOTED = frozenset({Decoded, WorkerReady, WorkerLeft, WorkerLost, Unreadable, Copied})
 
 _COPY_LOOK = 0.001
 """Seconds between two looks at whether the device has copied a slot, when there is no other slot to fill."""
@@ -192,24 +192,8 @@ class Runner:
             current = messages.popleft()
             if type(current) is Result:
                 self._count(current)
-<<<<<<< HEAD
-            elif type(current) is Decoded:
-                self._count_lines(Counter(current.refused.values()))
-            elif type(current) is WorkerReady:
-                self.workers[current.worker] = current
-                self.stages.ready(current.worker, current.pid, current.thread)
-            elif type(current) is Unreadable:
-                self.stages.gone(current.chunk)
-            elif type(current) is WorkerLeft:
-                self.workers.pop(current.worker, None)
-            elif type(current) is WorkerLost:
-                self._foresee(current)
-            elif type(current) is Copied:
-                self.stages.copied(current.slot)
-=======
             elif type(current) in _NOTED:
                 self._note(current)
->>>>>>> integrate
             for effect in self.core.step(current):
                 if self._watched:
                     with named(type(effect).__name__):
@@ -223,8 +207,16 @@ class Runner:
         elif type(message) is WorkerReady:
             self.workers[message.worker] = message
             self.stages.ready(message.worker, message.pid, message.thread)
+        elif type(message) is WorkerLeft:
+            self.workers.pop(message.worker, None)
+        elif type(message) is WorkerLost:
+            self._foresee(message)
         elif type(message) is Unreadable:
             self.stages.gone(message.chunk)
+        elif type(message) is WorkerLeft:
+            self.workers.pop(message.worker, None)
+        elif type(message) is WorkerLost:
+            self._foresee(message)
         elif type(message) is Copied:
             self.stages.copied(message.slot)
 
@@ -286,16 +278,10 @@ class Runner:
         Returns:
             Seconds after which to come again although nothing happens; None for never.
         """
-<<<<<<< HEAD
-        stages = self.stages
-        if stages.full or stages.clock() >= stages.look_at:
-            stages.look(self.core.slots, self.core.unread)
-            if self.tuning is not None and (tune := self.tuning.look(self.workers)) is not None:
-                self.handle(tune)
-=======
         if self.stages.active:
             self.stages.look(self.core.slots, self.core.unread)
->>>>>>> integrate
+        if self.tuning is not None and (tune := self.tuning.look(self.workers)) is not None:
+            self.handle(tune)
         for message in self.inbox.take(events):
             self.handle(message)
         taken = self.taken

@@ -22,11 +22,8 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-<<<<<<< HEAD
-from hydrax_gpu._engine.employed import Employed
-=======
 from hydrax_gpu._engine.counting import Counters, Lent, Waits, Way
->>>>>>> integrate
+from hydrax_gpu._engine.employed import Employed
 from hydrax_gpu._engine.sampling import cost, interval
 from hydrax_gpu._engine.storage import WorkerUse
 from hydrax_gpu._engine.tracing import TraceSink
@@ -282,14 +279,9 @@ class StageClock:
         # A short wait, of which few are measured, is seen from its beginning to its end.
         if self._every == 1 and since < (_LOOK_IN_WAIT_NS if self._full else _LOOK_NS):
             return
-<<<<<<< HEAD
-        if self._looked:
+        if self._base is not None:
             filling, full, lent, copying, retired = map(slots.count, _STATES)
             free = slots.free_count
-=======
-        if self._base is not None:
-            free, filling, full, lent, copying, retired = map(slots.count, _STATES)
->>>>>>> integrate
             copying += retired
             ready = min(unread, lent)
             area = self.totals.slots

@@ -1,11 +1,8 @@
 """Placement: from the bytes of a slot to `jax.Array`s. The only private package that imports jax."""
 
 from hydrax_gpu._place.annotate import annotated as annotated
-<<<<<<< HEAD
-from hydrax_gpu._place.backends import possible as possible
-=======
 from hydrax_gpu._place.annotate import profiled as profiled
->>>>>>> integrate
+from hydrax_gpu._place.backends import possible as possible
 from hydrax_gpu._place.jaxio import prepare as prepare
 from hydrax_gpu._place.placer import Placement as Placement
 from hydrax_gpu._place.placer import PlacementFunc as PlacementFunc

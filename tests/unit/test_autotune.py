@@ -16,6 +16,7 @@ from hydrax_gpu import DataGroup, Dataloader
 from hydrax_gpu._engine.tuning import Setting, Tuner, Window
 from hydrax_gpu._exec.worker import Worker
 from hydrax_gpu._mem.cores import cores
+from hydrax_gpu._sizing import Sizing
 from hydrax_gpu.report import Tuning
 from tests import loaders
 from tests.restless import restless
@@ -197,6 +198,16 @@ def test_one_of_both_may_be_fixed(arguments: Any, workers: int, depth: int) -> N
     assert (tuning.workers, tuning.depth) == (workers, depth)
     assert (tuning.most_workers == 1) == ("loader_count" not in arguments)
     assert (tuning.most_depth == 3) == ("depth" not in arguments)
+
+
+def test_several_processes_agree_on_the_number_of_slots() -> None:
+    one = Sizing.of("auto", "auto", "process", [group()])
+    several = Sizing.of("auto", "auto", "process", [group()], several=True)
+    assert one.limits(4096).slots > several.limits(4096).slots == several.start.slots == 3
+    assert several.tunes and several.limits(4096).workers > 2
+    fixed = Sizing.of("auto", 2, "process", [group()], several=True)
+    tuning = fixed.tuning(None)
+    assert not fixed.tunes and tuning is not None and "agree" in tuning.why
 
 
 def test_fixed_numbers_are_not_reported_as_chosen() -> None:
