@@ -108,7 +108,7 @@ class CacheDamaged(CacheError):
     def __init__(self, location: str, group: str, items: Sequence[int]) -> None:
         self.location = location
         self.group = group
-        self.items = list(items)
+        self.items: list[int] = list(items)
         shown = ", ".join(map(str, items[:8])) + (", ..." if len(items) > 8 else "")
         super().__init__(
             f"the entries of items {shown} in the cache of {group}, {location}, are damaged or gone, and all processes "
