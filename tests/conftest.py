@@ -41,7 +41,7 @@ def _warm() -> None:
     assert jax.jit(lambda x: x + 1)(jnp.zeros(3)).sum() == 3
     jnp.from_dlpack(np.zeros(64, np.float32))
     jax.device_put(np.zeros(3)).block_until_ready()
-    # What has been imported stays. Not to look through it at every collection saves some 7 % of the suite's time.
+    # What has been imported stays. Not to look through it at every collection saves most of their time.
     gc.collect()
     gc.freeze()
 
