@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 from hydrax_gpu._plan import common_part
 from tests.multihost import cached, member
+from tests.multihost.ports import reserve
 
 Told = list[dict[str, Any]]
 
@@ -26,9 +26,7 @@ Told = list[dict[str, Any]]
 def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     """What each process has written down."""
     folder = tmp_path_factory.mktemp("cached")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    port, address = reserve()
     members = [
         subprocess.Popen(
             [sys.executable, "-m", cached.__name__, address, "2", str(number), folder],
@@ -43,6 +41,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
         for process in members:
             process.kill()
             process.communicate()
+        port.close()
     for process, output in zip(members, outputs, strict=True):
         assert process.returncode == 0, output
     return [json.loads((folder / f"{number}.json").read_text()) for number in range(2)]
